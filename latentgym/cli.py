@@ -1,0 +1,355 @@
+"""The command line: one thin function per verb."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import click
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from latentgym.errors import LatentGymError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Does this frozen latent carry the action, and does that carry over to control?",
+)
+data_app = typer.Typer(no_args_is_help=True, help="Look after recorded data.")
+check_app = typer.Typer(no_args_is_help=True, help="Check an environment or encoder against its contract.")
+app.add_typer(data_app, name="data")
+app.add_typer(check_app, name="check")
+
+Data = Annotated[Path, typer.Argument(help="Folder of a recorded data set.")]
+Out = Annotated[Path, typer.Option("-o", "--out", help="Folder to write to.")]
+Seed = Annotated[int, typer.Option(help="Root seed; equal seeds give equal bits.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Encoder = Annotated[str, typer.Option("--encoder", help="Registered name, folder, or hub id.")]
+Workers = Annotated[int, typer.Option(min=1, help="Worker processes.")]
+
+
+def main() -> None:
+    """Run the command line; bad input ends in one line on standard error and exit status 2."""
+    sys.exit(_run())
+
+
+def _run() -> int:
+    try:
+        status = app(standalone_mode=False)
+        return status if isinstance(status, int) else 0
+    except LatentGymError as error:
+        print(f"latentgym: {error}", file=sys.stderr)
+        return 2
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        print("latentgym: interrupted; finished work is kept, run the same command again to continue", file=sys.stderr)
+        return 130
+
+
+def _options(pairs: list[str]) -> dict[str, Any]:
+    """``key=value`` pairs with JSON values; a value that is no JSON is text."""
+    options: dict[str, Any] = {}
+    for pair in pairs:
+        key, sign, text = pair.partition("=")
+        if not sign:
+            raise LatentGymError(f"--option takes key=value, found {pair!r}")
+        try:
+            options[key] = json.loads(text)
+        except ValueError:
+            options[key] = text
+    return options
+
+
+def _print_table(title: str, rows: list[dict[str, Any]], columns: list[str]) -> None:
+    table = Table(*columns, title=title, title_justify="left")
+    for row in rows:
+        table.add_row(*(_cell(row.get(column)) for column in columns))
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
+def _cell(value: object) -> str:
+    return "" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def _print_json(value: object) -> None:
+    print(json.dumps(value, indent=1, sort_keys=True))
+
+
+@app.command()
+def record(
+    env: Annotated[str, typer.Argument(help="Environment id, such as latentgym/TabletopReach-v0.")],
+    out: Out,
+    episodes: Annotated[int, typer.Option(min=1)] = 100,
+    policy: Annotated[str, typer.Option(help="expert, noisy-expert or random.")] = "noisy-expert",
+    seed: Seed = 0,
+    num_envs: Annotated[int, typer.Option(min=1, help="Processes; the data do not depend on it.")] = 1,
+    random_fraction: Annotated[float, typer.Option(help="Share of episodes driven by random actions.")] = 0.0,
+    image_size: Annotated[int, typer.Option(help="Side of the frames in pixels.")] = 64,
+    option: Annotated[list[str], typer.Option(help="key=value for the environment; repeatable.")] = [],  # noqa: B006
+) -> None:
+    """Record trajectories; an interrupted recording continues where it stopped."""
+    from latentgym.envs.recording import record as record_episodes
+    from latentgym.progress import track_counts
+
+    with track_counts(f"recording {env}", episodes) as progress:
+        dataset = record_episodes(
+            env,
+            out,
+            episodes=episodes,
+            policy=policy,
+            seed=seed,
+            num_envs=num_envs,
+            random_fraction=random_fraction,
+            image_size=image_size,
+            env_options=_options(option),
+            progress=progress,
+        )
+    print(f"{len(dataset)} episodes, {int(dataset.lengths.sum())} steps in {out}")
+
+
+@data_app.command("check")
+def data_check(data: Data) -> None:
+    """Read every file of a data set and list all problems at once."""
+    from latentgym.progress import track_counts
+    from latentgym.trajectories import check_dataset
+
+    with track_counts("checking", None) as progress:
+        problems = check_dataset(data, progress=progress)
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    if problems:
+        raise LatentGymError(f"{data}: {len(problems)} problem(s)")
+    print(f"{data}: no problems")
+
+
+@app.command()
+def encode(
+    data: Data,
+    encoder: Encoder,
+    out: Out,
+    view: Annotated[str, typer.Option(help="single, causal, or clip:K (frames t to t+K).")] = "causal",
+) -> None:
+    """Encode a data set once into a feature cache; what is there already is not computed again."""
+    from latentgym.encoders import FeatureCache, View, load_encoder
+    from latentgym.progress import track_counts
+    from latentgym.trajectories import open_dataset
+
+    dataset = open_dataset(data)
+    with track_counts("encoding", len(dataset)) as progress:
+        features = FeatureCache(out).get(dataset, load_encoder(encoder), View.parse(view), progress=progress)
+    print(f"{len(dataset)} episodes, {features.dim} numbers per row, in {out}")
+
+
+@app.command()
+def pretrain(
+    objective: Annotated[str, typer.Argument(help="Pretraining objective; see: latentgym encoders.")],
+    data: Annotated[list[Path], typer.Argument(help="Folders of recorded data sets.")],
+    out: Out,
+    seed: Seed = 0,
+    steps: Annotated[int, typer.Option(min=1)] = 800,
+    batch_size: Annotated[int, typer.Option(min=2)] = 64,
+    checkpoint: Annotated[list[int], typer.Option(help="Step of an intermediate checkpoint; repeatable.")] = [],  # noqa: B006
+) -> None:
+    """Pretrain a small encoder on the training episodes of one or more data sets."""
+    from latentgym.encoders.pretraining import pretrain as run_pretraining
+    from latentgym.progress import track_counts
+    from latentgym.trajectories import open_dataset, split_episodes
+
+    datasets = [open_dataset(path) for path in data]
+    pairs = [(dataset, split_episodes(dataset, seed=seed).train) for dataset in datasets]
+    with track_counts(f"pretraining {objective}", steps) as progress:
+        folder = run_pretraining(
+            objective, pairs, out=out, seed=seed, steps=steps, batch_size=batch_size,
+            checkpoints=checkpoint, progress=progress,
+        )  # fmt: skip
+    print(f"encoder in {folder}")
+
+
+@app.command()
+def probe(
+    data: Data,
+    encoder: Annotated[list[str], typer.Option("--encoder", help="Name, folder or hub id; repeatable.")],
+    seed: Seed = 0,
+    horizon: Annotated[list[int], typer.Option(help="Horizon k in steps; repeatable.")] = [1, 4],  # noqa: B006
+    cache: Annotated[Path | None, typer.Option(help="Feature cache to use and fill.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Probe frozen latents for the action, with every floor and an interval beside each number."""
+    from latentgym.encoders import FeatureCache, load_encoder
+    from latentgym.probes import probe as run_probe
+    from latentgym.probes import probe_floors
+    from latentgym.trajectories import open_dataset, split_episodes
+
+    dataset = open_dataset(data)
+    split = split_episodes(dataset, seed=seed)
+    features = FeatureCache(cache) if cache else None
+    rows = list(probe_floors(dataset, split=split, horizons=tuple(horizon)))
+    floors = [name for name in ("random", "pixels", "proprio", "state") if name not in encoder]
+    for source in [*encoder, *floors]:
+        loaded = load_encoder(source)
+        rows += run_probe(dataset, loaded, split=split, horizons=tuple(horizon), seed=seed, cache=features).rows
+    if as_json:
+        _print_json([row.to_dict() for row in rows])
+        return
+    shown = [row.to_dict() for row in rows if row.dimension == "macro"]
+    columns = ["encoder", "family", "metric", "readout", "input", "k", "subset", "value", "low", "high", "n"]
+    _print_table(str(data), shown, columns)
+
+
+@app.command()
+def train(
+    data: Data,
+    encoder: Encoder,
+    out: Out,
+    seed: Seed = 0,
+    steps: Annotated[int, typer.Option(min=1)] = 2000,
+    demonstrations: Annotated[int | None, typer.Option(help="Training demonstrations to use; all by default.")] = None,
+) -> None:
+    """Train a behaviour-cloning head on frozen latents."""
+    from latentgym.encoders import load_encoder
+    from latentgym.policies import train_policy
+    from latentgym.trajectories import open_dataset
+
+    policy = train_policy(
+        open_dataset(data), load_encoder(encoder), seed=seed, steps=steps, demonstrations=demonstrations
+    )
+    policy.save(out)
+    print(f"policy in {out}; cloning R² on held-out demonstrations {_cell(policy.cloning_r2)}")
+
+
+@app.command()
+def rollout(
+    env: Annotated[str, typer.Argument(help="Environment id.")],
+    policy: Annotated[str, typer.Option(help="Folder of a trained policy, or expert, or random.")],
+    episodes: Annotated[int, typer.Option(min=1)] = 100,
+    seed: Seed = 0,
+    workers: Workers = 1,
+    video: Annotated[Path | None, typer.Option(help="Folder for videos of successes and failures.")] = None,
+    videos: Annotated[int, typer.Option(min=0, help="Videos kept of each outcome.")] = 3,
+    option: Annotated[list[str], typer.Option(help="key=value for the environment; repeatable.")] = [],  # noqa: B006
+    as_json: Json = False,
+) -> None:
+    """Roll a policy out on a fixed list of seeds and count successes."""
+    from latentgym.progress import track_counts
+    from latentgym.rollouts import evaluate, resolve_policy, rollout_seeds
+
+    with track_counts(f"rolling out on {env}", episodes) as progress:
+        evaluation = evaluate(
+            env,
+            resolve_policy(policy),
+            rollout_seeds(seed, env, episodes),
+            workers=workers,
+            env_options=_options(option),
+            video_dir=video,
+            videos=(videos, videos),
+            progress=progress,
+        )
+    if as_json:
+        _print_json(evaluation.to_dict())
+        return
+    print(evaluation.describe())
+
+
+@app.command()
+def link(
+    results: Annotated[list[Path], typer.Argument(help="Study folders, or their link_points.json.")],
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Ask how well each proxy predicts task success, over one or more studies."""
+    from dataclasses import asdict
+
+    from latentgym.rollouts.link import link_studies
+
+    rows = [asdict(row) for row in link_studies(*results, seed=seed)]
+    if as_json:
+        _print_json(rows)
+        return
+    _print_table("link", rows, ["proxy", "env", "scope", "statistic", "value", "low", "high", "n_encoders", "verdict"])
+
+
+@app.command()
+def study(
+    source: Annotated[str, typer.Argument(help="quickstart, smoke, standard, or a TOML file.")],
+    out: Out,
+    seed: Annotated[int | None, typer.Option(help="Root seed, in place of the configuration's.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Worker processes; one per core by default.")] = None,
+    weights: Annotated[Path | None, typer.Option(help="Folder of pretrained encoders, one folder each.")] = None,
+) -> None:
+    """Run a whole study, or continue one that was stopped, and write its report."""
+    from latentgym.encoders import find_encoders
+    from latentgym.studies.study import run_study
+
+    found, skipped = find_encoders(weights) if weights else ({}, {})
+    for name, reason in skipped.items():
+        print(f"leaving out {name}: {reason}", file=sys.stderr)
+    report = run_study(source, out, seed=seed, workers=workers, weights=found)
+    print(f"report: {report}")
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(help="Folder of a finished study.")]) -> None:
+    """Write a finished study's report again."""
+    from latentgym.studies.report import write_report
+
+    print(f"report: {write_report(folder)}")
+
+
+@app.command()
+def encoders(
+    name: Annotated[str | None, typer.Argument(help="Explain this one.")] = None, as_json: Json = False
+) -> None:
+    """List encoders and pretraining objectives by family, or explain one."""
+    from latentgym.encoders import describe_encoder, list_encoders
+
+    if name is not None:
+        found = describe_encoder(name)
+        print(json.dumps(found, indent=1) if as_json else "\n".join(f"{key}: {item}" for key, item in found.items()))
+        return
+    rows = list_encoders()
+    if as_json:
+        _print_json(rows)
+        return
+    _print_table("encoders", rows, ["name", "family", "source", "licence", "parameters", "description"])
+
+
+@check_app.command("env")
+def check_environment(env: Annotated[str, typer.Argument(help="Environment id.")]) -> None:
+    """Check an environment against the contract; all problems at once."""
+    from latentgym.envs.conformance import check_env
+
+    _report_problems(env, check_env(env))
+
+
+@check_app.command("encoder")
+def check_encoder_contract(encoder: Annotated[str, typer.Argument(help="Name, folder or hub id.")]) -> None:
+    """Check an encoder against the contract; all problems at once."""
+    from latentgym.encoders import load_encoder
+    from latentgym.encoders.conformance import check_encoder
+
+    _report_problems(encoder, check_encoder(load_encoder(encoder)))
+
+
+def _report_problems(name: str, problems: list[str]) -> None:
+    if problems:
+        raise LatentGymError(f"{name} breaks the contract:\n" + "\n".join(f"  - {problem}" for problem in problems))
+    print(f"{name} keeps the contract")
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Say what works on this machine, what does not, and how to mend it."""
+    from latentgym.envs.doctor import describe, diagnose
+
+    findings = diagnose()
+    if as_json:
+        _print_json(findings)
+        return
+    print(describe(findings))

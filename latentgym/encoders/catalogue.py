@@ -1,0 +1,106 @@
+"""What encoders there are: registered ones, pretraining objectives, and folders of weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from latentgym.encoders.huggingface import ARCHITECTURES, check_weights, model_type_of
+from latentgym.encoders.objectives import OBJECTIVES
+from latentgym.encoders.registry import encoder_names, find_factory, load_encoder
+from latentgym.encoders.small import load_small_encoder
+from latentgym.errors import LatentGymError
+
+# Built-in names whose encoder takes no time to make, so that its spec can be shown.
+_LIGHT = ("pixels", "proprio", "random", "state")
+
+
+def list_encoders() -> list[dict[str, Any]]:
+    """One mapping per encoder: ``name``, ``family``, ``source``, ``licence``, ``parameters`` and ``description``.
+
+    Registered names come first, then the objectives that small encoders are pretrained with, then the model classes
+    of transformers that a folder or hub id may hold. ``None`` where it depends on the weights.
+
+    >>> [row["name"] for row in list_encoders()][:2]
+    ['pixels', 'proprio']
+    """
+    rows = [_registered(name) for name in sorted(encoder_names(), key=lambda name: (name not in _LIGHT, name))]
+    rows += [
+        _row(name, family=name, source=kind.source, description=f"Pretrained here: {_first_line(kind)}")
+        for name, kind in OBJECTIVES.items()
+    ]
+    rows += [
+        _row(architecture.model_class, family=architecture.family, description="A transformers folder or hub id.")
+        for architecture in ARCHITECTURES.values()
+    ]
+    return rows
+
+
+def describe_encoder(name: str) -> dict[str, Any]:
+    """The row of :func:`list_encoders`, or the whole spec of an encoder that has to be opened first.
+
+    Args:
+        name: a listed name, or anything that :func:`latentgym.encoders.registry.load_encoder` opens.
+
+    Raises:
+        LatentGymError: if there is no such encoder.
+    """
+    row = next((row for row in list_encoders() if row["name"] == name), None)
+    if row is not None and name not in _LIGHT:
+        return row
+    spec = dataclasses.asdict(load_encoder(name).spec)
+    return {**(row or {}), **spec}
+
+
+def find_encoders(folder: Path | str) -> tuple[dict[str, str], dict[str, str]]:
+    """Look through a folder that holds one encoder folder each.
+
+    Returns:
+        The paths that can be opened, by folder name, and the reasons why the others cannot.
+
+    Raises:
+        LatentGymError: if there is no such folder.
+    """
+    root = Path(folder).expanduser()
+    if not root.is_dir():
+        raise LatentGymError(f"there is no folder of encoders at {root}")
+    found: dict[str, str] = {}
+    skipped: dict[str, str] = {}
+    for path in sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")):
+        try:
+            if (path / "encoder.json").exists():
+                load_small_encoder(path)
+            else:
+                model_type_of(path)
+                check_weights(path)
+            found[path.name] = str(path)
+        except LatentGymError as error:
+            skipped[path.name] = str(error)
+    return found, skipped
+
+
+def _registered(name: str) -> dict[str, Any]:
+    description = _first_line(find_factory(name))
+    if name not in _LIGHT:
+        return _row(name, description=description)
+    spec = load_encoder(name).spec
+    return _row(
+        name,
+        family=spec.family,
+        source=spec.source,
+        licence=spec.licence,
+        parameters=spec.parameters,
+        description=description,
+    )
+
+
+def _row(name: str, **facts: Any) -> dict[str, Any]:
+    empty: Mapping[str, Any] = dict.fromkeys(("family", "source", "licence", "parameters", "description"))
+    return {"name": name, **empty, **facts}
+
+
+def _first_line(documented: object) -> str:
+    return (inspect.getdoc(documented) or "").partition("\n")[0]

@@ -1,0 +1,168 @@
+"""The encoder contract: clips in, latents out, and a frozen statement of what made them.
+
+To add an encoder, subclass :class:`Encoder`, fill in an :class:`EncoderSpec`, implement :meth:`Encoder.forward`, and
+register it (see :mod:`latentgym.encoders.registry`). The suite resizes and normalises; ``forward`` receives what the
+network expects.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from latentgym.errors import LatentGymError
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderSpec:
+    """Everything that determines an encoder's output, and what a reader wants to know of it.
+
+    Attributes:
+        name: unique name, also shown in tables.
+        family: pretraining family (``"image_ssl"``, ``"masked_image"``, ``"pixel_autoencoder"``, ``"masked_video"``,
+            ``"masked_video_latent"``, ``"next_latent"``, ``"diffusion"``, ``"shortcut_forcing"``,
+            ``"inverse_dynamics"``, ``"supervised"``, ``"random"``, ``"floor"``, ``"reference"`` …).
+        modality: observation that it reads: ``"pixels"``, ``"proprio"`` or ``"state"``.
+        source: hub id, folder or recipe that it came from.
+        revision: pinned revision of the source, empty where there is none.
+        licence: licence of the weights.
+        image_size: side in pixels that frames are resized to; 0 for vectors.
+        mean: per-channel mean subtracted after scaling to [0, 1].
+        std: per-channel standard deviation divided by.
+        clip_length: number of frames that it looks at together (1 for image encoders).
+        tubelet: number of frames that share one token time.
+        temporal: whether it uses more than one distinct frame; an image family with a two-frame stem gets the same
+            frame twice and has ``temporal=False``.
+        embed_dim: width D of a token.
+        grid: (rows, columns) of the patch tokens; ``(1, 1)`` for vectors.
+        layers: number of blocks whose output can be read.
+        pooling: how a feature vector is made from tokens by default: ``"mean"``, ``"cls"`` or ``"grid:G"``
+            (tokens averaged onto a G × G grid, then flattened).
+        parameters: number of parameters used when encoding.
+        weights_digest: SHA-256 over the weights, or over what determines them; empty for parameter-free encoders.
+        trained_on_actions: whether action labels were used in training.
+        layer: block that :meth:`Encoder.encode` reads by default, ``-1`` for the last.
+        dtype: floating-point type that the network computes in.
+    """
+
+    name: str
+    family: str
+    modality: Literal["pixels", "proprio", "state"] = "pixels"
+    source: str = ""
+    revision: str = ""
+    licence: str = ""
+    image_size: int = 64
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    clip_length: int = 1
+    tubelet: int = 1
+    temporal: bool = False
+    embed_dim: int = 0
+    grid: tuple[int, int] = (1, 1)
+    layers: int = 1
+    pooling: str = "mean"
+    parameters: int = 0
+    weights_digest: str = ""
+    trained_on_actions: bool = False
+    layer: int = -1
+    dtype: str = "float32"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Latents:
+    """Tokens of a batch of clips.
+
+    Attributes:
+        tokens: ``(B, T', N, D)`` patch tokens, row-major on the spatial grid; T' token times.
+        times: ``(T',)`` index of the last frame of the clip that each token time covers.
+        layer: block that the tokens come from, counted from 0; ``-1`` means the last.
+        prefix: ``(B, T', P, D)`` CLS and register tokens, CLS first, or ``None``.
+    """
+
+    tokens: torch.Tensor
+    times: torch.Tensor
+    layer: int = -1
+    prefix: torch.Tensor | None = None
+
+    @property
+    def pooled(self) -> torch.Tensor:
+        """``(B, T', D)`` mean over patch tokens."""
+        return self.tokens.mean(dim=2)
+
+
+class Encoder(abc.ABC):
+    """A frozen map from clips to latents; subclasses implement :meth:`forward`."""
+
+    spec: EncoderSpec
+    device: torch.device = torch.device("cpu")
+
+    @abc.abstractmethod
+    def forward(self, clip: torch.Tensor, layer: int) -> Latents:
+        """Latents of a prepared clip.
+
+        Args:
+            clip: ``(B, T, 3, S, S)`` float32, resized to ``spec.image_size`` and normalised, for pixel encoders;
+                ``(B, T, P)`` float32 for vector encoders.
+            layer: block to read, ``-1`` for the last.
+        """
+
+    def to(self, device: str | torch.device) -> Encoder:
+        """Move the encoder to ``device`` and return it."""
+        self.device = torch.device(device)
+        return self
+
+    @torch.inference_mode()
+    def encode(self, clip: NDArray[np.generic] | torch.Tensor, layer: int | None = None) -> Latents:
+        """Encode clips.
+
+        Args:
+            clip: ``(B, T, H, W, 3)`` uint8 RGB for pixel encoders, ``(B, T, P)`` floats for vector encoders.
+            layer: block to read, ``-1`` for the last; ``spec.layer`` where it is left out.
+
+        Raises:
+            LatentGymError: on a wrong shape or dtype, or if a latent is not finite.
+        """
+        layer = self.spec.layer if layer is None else layer
+        latents = self.forward(self.prepare(torch.as_tensor(clip)), layer)
+        if latents.tokens.ndim != 4 or latents.tokens.shape[0] != len(clip):
+            raise LatentGymError(
+                f"encoder {self.spec.name!r} returned tokens of shape {tuple(latents.tokens.shape)}; "
+                f"expected ({len(clip)}, T', N, D)"
+            )
+        if not torch.isfinite(latents.tokens).all():
+            raise LatentGymError(
+                f"encoder {self.spec.name!r} returned NaN or infinite latents; with reduced precision try dtype "
+                "float32, otherwise check its weights"
+            )
+        return latents
+
+    def prepare(self, clip: torch.Tensor) -> torch.Tensor:
+        """Check a clip, move it to the device, resize (bilinear, antialiased) and normalise it."""
+        if self.spec.modality != "pixels":
+            if clip.ndim != 3:
+                raise LatentGymError(
+                    f"encoder {self.spec.name!r} reads vectors: expected (B, T, P), found {tuple(clip.shape)}"
+                )
+            return clip.to(self.device, torch.float32)
+        if clip.ndim != 5 or clip.shape[-1] != 3 or clip.dtype != torch.uint8 or 0 in clip.shape[1:]:
+            raise LatentGymError(
+                f"encoder {self.spec.name!r}: expected a clip of shape (B, T, H, W, 3) and dtype uint8, "
+                f"found {tuple(clip.shape)} {clip.dtype}"
+            )
+        batch, time, height, width, _ = clip.shape
+        size = self.spec.image_size
+        pixels = clip.to(self.device).permute(0, 1, 4, 2, 3).reshape(batch * time, 3, height, width)
+        pixels = pixels.contiguous().float()
+        if (height, width) != (size, size):
+            pixels = torch.nn.functional.interpolate(
+                pixels, size=(size, size), mode="bilinear", antialias=True, align_corners=False
+            )
+        mean = torch.tensor(self.spec.mean, device=self.device).view(3, 1, 1)
+        std = torch.tensor(self.spec.std, device=self.device).view(3, 1, 1)
+        pixels = (pixels / 255.0 - mean) / std
+        return pixels.reshape(batch, time, 3, size, size)

@@ -1,0 +1,357 @@
+"""Transformers folders and hub ids: DINOv2 (with and without registers), VideoMAE, V-JEPA 2.
+
+Sources: DINOv2 (arXiv 2304.07193), registers (2309.16588), VideoMAE (2203.12602), V-JEPA 2 (2506.09985).
+The suite resizes and normalises itself, from ``preprocessor_config.json`` where there is one; the whole frame is
+resized, nothing is cropped. Only safetensors are read and no remote code is run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from latentgym.artifacts import read_json
+from latentgym.encoders.contract import EncoderSpec, Latents
+from latentgym.encoders.frozen import FrozenEncoder, weights_digest
+from latentgym.encoders.hub import fetch_snapshot
+from latentgym.encoders.torchvision_fallback import ensure_torchvision
+from latentgym.errors import CorruptDataError, LatentGymError, require
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# DINOv2's own evaluations use 224 pixels although its position embeddings were last trained at 518.
+IMAGE_SIZE = 224
+# V-JEPA 2 was pretrained on up to 64 frames, its rotary positions serve any even number, and its own action
+# recognition heads use 16.
+VJEPA2_FRAMES = 16
+# Entries of a configuration that do not change what the network computes.
+_NAMES_ONLY = frozenset(
+    {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "id2label", "label2id"}
+)
+# Parameters that encoding never uses; published checkpoints may lack them.
+UNUSED = ("mask_token", "predictor.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """How a model class of transformers is read.
+
+    Attributes:
+        model_class: name of the class in transformers.
+        family: pretraining family.
+        size_key: entry of the configuration that holds the side of its frames.
+        frames_key: entry that holds the number of frames, ``""`` for image models.
+        fixed_size: whether other sides than the configuration's give wrong positions.
+    """
+
+    model_class: str
+    family: str
+    size_key: str = "image_size"
+    frames_key: str = ""
+    fixed_size: bool = False
+
+
+ARCHITECTURES = {
+    "dinov2": Architecture("Dinov2Model", "image_ssl"),
+    "dinov2_with_registers": Architecture("Dinov2WithRegistersModel", "image_ssl"),
+    "videomae": Architecture("VideoMAEModel", "masked_video", frames_key="num_frames", fixed_size=True),
+    "vjepa2": Architecture("VJEPA2Model", "masked_video_latent", "crop_size", "frames_per_clip", fixed_size=True),
+}
+
+
+class HuggingFaceEncoder(FrozenEncoder):
+    """A vision transformer of transformers.
+
+    ``layer=-1`` is the model's own output, after its final normalisation; an earlier block's output is taken as it is.
+
+    Args:
+        spec: the spec.
+        model: the network; the list of its blocks is called ``layer`` or ``encoder.layer``.
+        prefix_tokens: number of CLS and register tokens before the patch tokens.
+    """
+
+    def __init__(self, spec: EncoderSpec, model: torch.nn.Module, prefix_tokens: int) -> None:
+        self.prefix_tokens = prefix_tokens
+        super().__init__(spec, model)
+
+    def forward(self, clip: torch.Tensor, layer: int) -> Latents:
+        """Tokens of ``(B, T, 3, S, S)``; image models take any T, video models ``spec.clip_length``."""
+        batch, time = clip.shape[:2]
+        clip = clip.to(self.dtype)
+        if self.spec.clip_length == 1:
+            output = self._block_output(clip.flatten(0, 1), layer)
+        elif time != self.spec.clip_length:
+            raise LatentGymError(
+                f"encoder {self.spec.name!r}: expected clips of {self.spec.clip_length} frames, found {time}"
+            )
+        else:
+            output = self._block_output(clip, layer)
+        # Images come as (B T, N, D), videos as (B, T' N, D), token time first: both are (B, T', N, D) in memory.
+        output = output.reshape(batch, time // self.spec.tubelet, -1, output.shape[-1])
+        output = output.float()
+        prefix = output[:, :, : self.prefix_tokens] if self.prefix_tokens else None
+        times = torch.arange(1, output.shape[1] + 1) * self.spec.tubelet - 1
+        return Latents(output[:, :, self.prefix_tokens :], times, layer, prefix)
+
+    def _block_output(self, pixels: torch.Tensor, layer: int) -> torch.Tensor:
+        if layer in (-1, self.spec.layers - 1):
+            last: torch.Tensor = self.model(pixels).last_hidden_state
+            return last
+        blocks: Any = getattr(self.model, "encoder", self.model).layer
+        outputs: list[torch.Tensor] = []
+
+        def keep(_module: torch.nn.Module, _args: object, output: Any) -> None:
+            outputs.append(output[0] if isinstance(output, tuple) else output)
+
+        handle = blocks[layer].register_forward_hook(keep)
+        try:
+            self.model(pixels)
+        finally:
+            handle.remove()
+        return outputs[0]
+
+
+def load_folder(folder: Path, *, image_size: int | None = None, source: str = "", revision: str = "") -> FrozenEncoder:
+    """Open a folder that ``save_pretrained`` wrote, in float32 on the CPU.
+
+    Args:
+        folder: holds ``config.json``, safetensors weights and, where published, ``preprocessor_config.json``.
+        image_size: side that frames are resized to. DINOv2 takes any multiple of its patch (default: the
+            preprocessor's crop, else 224); VideoMAE and V-JEPA 2 take only their own.
+        source: where the folder came from, the folder itself by default.
+        revision: pinned revision of the source.
+
+    Raises:
+        LatentGymError: if the folder is incomplete or damaged, or holds an architecture that is not supported.
+    """
+    model_type = model_type_of(folder)
+    architecture = ARCHITECTURES[model_type]
+    check_weights(folder)
+    model = _load_model(folder, architecture)
+    facts = model.config.to_dict()
+    spec = _spec(folder, architecture, facts, image_size)
+    prefix_tokens = 0 if architecture.frames_key else 1 + int(facts.get("num_register_tokens") or 0)
+    # V-JEPA 2's predictor takes no part in encoding.
+    core: torch.nn.Module = model.encoder if model_type == "vjepa2" else model
+    digest_facts = {key: value for key, value in facts.items() if key not in _NAMES_ONLY}
+    spec = dataclasses.replace(
+        spec,
+        source=source or str(folder),
+        revision=revision,
+        parameters=sum(parameter.numel() for parameter in core.parameters()),
+        weights_digest=weights_digest(core, digest_facts),
+    )
+    return HuggingFaceEncoder(spec, core, prefix_tokens)
+
+
+def load_hub(hub_id: str, *, image_size: int | None = None) -> FrozenEncoder:
+    """Open ``owner/name`` or ``owner/name@revision``, from the local hub cache or downloaded.
+
+    Raises:
+        LatentGymError: if it can neither be found nor downloaded; the message says which files to put where.
+    """
+    repository = hub_id.partition("@")[0]
+    folder = fetch_snapshot(
+        hub_id,
+        f"fetch config.json, model.safetensors and preprocessor_config.json of https://huggingface.co/{repository} "
+        "elsewhere, put them into one folder and pass that folder",
+    )
+    return load_folder(folder, image_size=image_size, source=repository, revision=folder.name)
+
+
+def check_weights(folder: Path) -> None:
+    """Check that the safetensors of ``folder`` are all there and whole, without reading the tensors.
+
+    Raises:
+        LatentGymError: if there are none.
+        CorruptDataError: if one is missing or truncated.
+    """
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        weight_map = read_json(index).get("weight_map", {})
+        files = sorted({folder / name for name in weight_map.values()})
+    else:
+        files = [folder / "model.safetensors"]
+    missing = [file.name for file in files if not file.is_file()]
+    if missing:
+        pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
+        found = (
+            f" ({', '.join(pickled)} is not read: pickles can run code; convert it to safetensors)" if pickled else ""
+        )
+        raise CorruptDataError(f"{folder} lacks its weights: expected {', '.join(missing)}{found}")
+    for file in files:
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                tensors.keys()
+        except SafetensorError as error:
+            raise CorruptDataError(
+                f"{file} is truncated or is not a safetensors file ({error}); copy or download it again"
+            ) from error
+
+
+def model_type_of(folder: Path) -> str:
+    """The entry of :data:`ARCHITECTURES` that a transformers folder belongs to, by its ``config.json`` alone.
+
+    Raises:
+        LatentGymError: if there is no configuration, or its architecture is not supported.
+    """
+    return _model_type(folder, _config(folder))
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    if not (folder / "config.json").is_file():
+        raise LatentGymError(
+            f"{folder} holds no encoder: expected encoder.json (a pretrained small encoder) or config.json "
+            "(a transformers folder)"
+        )
+    config = read_json(folder / "config.json")
+    if not isinstance(config, dict):
+        raise CorruptDataError(f"{folder / 'config.json'}: expected a JSON object, found {type(config).__name__}")
+    return config
+
+
+def _model_type(folder: Path, config: Mapping[str, Any]) -> str:
+    named = str(config.get("model_type", ""))
+    classes = [str(name) for name in config.get("architectures") or []]
+    for model_type, architecture in ARCHITECTURES.items():
+        if named == model_type or (not named and architecture.model_class in classes):
+            return model_type
+    supported = ", ".join(architecture.model_class for architecture in ARCHITECTURES.values())
+    raise LatentGymError(
+        f"{folder / 'config.json'}: architecture {', '.join(classes) or named or 'not stated'} is not supported; "
+        f"supported are {supported}, and any timm image model as timm:<model>@<checkpoint>"
+    )
+
+
+def _load_model(folder: Path, architecture: Architecture) -> Any:
+    ensure_torchvision()
+    transformers = require("transformers", "hf")
+    try:
+        with _quiet(transformers):
+            model, info = getattr(transformers, architecture.model_class).from_pretrained(
+                str(folder),
+                output_loading_info=True,
+                local_files_only=True,
+                use_safetensors=True,
+                attn_implementation="sdpa",
+                dtype=torch.float32,
+            )
+    # Mismatched shapes, malformed configurations and damaged tensors surface as different errors.
+    except (OSError, RuntimeError, ValueError, TypeError, KeyError, AttributeError, SafetensorError) as error:
+        raise LatentGymError(f"transformers cannot open {folder} as {architecture.model_class}: {error}") from error
+    missing = sorted(key for key in info["missing_keys"] if not any(part in key for part in UNUSED))
+    if missing:
+        raise LatentGymError(
+            f"{folder}: {len(missing)} weights of {architecture.model_class} are missing from the checkpoint and would "
+            f"be random, the first {missing[0]!r}; config.json and the weights do not belong together"
+        )
+    return model
+
+
+@contextlib.contextmanager
+def _quiet(transformers: Any) -> Iterator[None]:
+    """Keep the loading report and its progress bar off the terminal: missing weights are an error of our own."""
+    logging = transformers.utils.logging
+    verbosity, progress = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if progress:
+            logging.enable_progress_bar()
+
+
+def _spec(folder: Path, architecture: Architecture, config: Mapping[str, Any], image_size: int | None) -> EncoderSpec:
+    patch = _side(config["patch_size"], folder)
+    preprocessor = _preprocessor(folder)
+    size = _image_size(folder, architecture, config, preprocessor, image_size)
+    if size < patch or size % patch:
+        raise LatentGymError(
+            f"{folder.name}: image_size {size} does not fit patches of {patch} pixels; the nearest that does is "
+            f"{max(1, round(size / patch)) * patch}"
+        )
+    frames, tubelet = 1, 1
+    if architecture.frames_key:
+        frames, tubelet = int(config[architecture.frames_key]), int(config["tubelet_size"])
+        if architecture.model_class == "VJEPA2Model":
+            frames = max(tubelet, min(frames, VJEPA2_FRAMES) // tubelet * tubelet)
+        if frames % tubelet:
+            raise LatentGymError(f"{folder.name}: {frames} frames are no multiple of its tubelet of {tubelet} frames")
+    return EncoderSpec(
+        name=folder.name,
+        family=architecture.family,
+        image_size=size,
+        mean=_channels(preprocessor, "image_mean", IMAGENET_MEAN, folder),
+        std=_channels(preprocessor, "image_std", IMAGENET_STD, folder),
+        clip_length=frames,
+        tubelet=tubelet,
+        temporal=frames > 1,
+        embed_dim=int(config["hidden_size"]),
+        grid=(size // patch, size // patch),
+        layers=int(config["num_hidden_layers"]),
+    )
+
+
+def _preprocessor(folder: Path) -> dict[str, Any]:
+    for name in ("preprocessor_config.json", "video_preprocessor_config.json"):
+        if (folder / name).is_file():
+            preprocessor = read_json(folder / name)
+            factor = preprocessor.get("rescale_factor", 1 / 255)
+            if abs(factor - 1 / 255) > 1e-6:
+                raise LatentGymError(f"{folder / name}: rescale_factor {factor} is not supported, only 1/255")
+            return dict(preprocessor)
+    return {}
+
+
+def _image_size(
+    folder: Path,
+    architecture: Architecture,
+    config: Mapping[str, Any],
+    preprocessor: Mapping[str, Any],
+    requested: int | None,
+) -> int:
+    own = _side(config[architecture.size_key], folder)
+    if architecture.fixed_size:
+        if requested not in (None, own):
+            raise LatentGymError(
+                f"{folder.name}: {architecture.model_class} only takes frames of {own} pixels, its position "
+                f"embeddings fit no other size; image_size was {requested}"
+            )
+        return own
+    if requested is not None:
+        return requested
+    for key in ("crop_size", "size"):
+        if key in preprocessor:
+            return _side(preprocessor[key], folder)
+    patch = _side(config["patch_size"], folder)
+    return max(patch, min(own, IMAGE_SIZE) // patch * patch)
+
+
+def _side(value: Any, folder: Path) -> int:
+    """The side of a square given as a number, a pair, or transformers' size mapping."""
+    if isinstance(value, Mapping):
+        value = value["shortest_edge"] if "shortest_edge" in value else [value.get("height"), value.get("width")]
+    sides = set(value) if isinstance(value, list | tuple) else {value}
+    side = sides.pop()
+    if sides or not isinstance(side, int):
+        raise LatentGymError(f"{folder.name}: only square frames and patches are supported, found {value}")
+    return side
+
+
+def _channels(preprocessor: Mapping[str, Any], key: str, default: tuple[float, ...], folder: Path) -> tuple[float, ...]:
+    values = preprocessor.get(key, default)
+    try:
+        channels = tuple(float(value) for value in values)
+    except (TypeError, ValueError):
+        channels = ()
+    if len(channels) != len(default):
+        raise CorruptDataError(f"{folder}: {key} must be three numbers, found {json.dumps(values)}")
+    return channels

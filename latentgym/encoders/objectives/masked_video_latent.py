@@ -1,0 +1,54 @@
+"""Masked video modelling with a latent target: predict a slow copy's latents of the hidden patches."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from latentgym.encoders.objectives.objective import Batch, Objective
+from latentgym.encoders.objectives.pixels import hide, random_mask
+from latentgym.encoders.trunk import GRID, WIDTH, ConvBlock, PairNetwork, Trunk, pair
+
+MASK_RATIO = 0.5
+EMA_START = 0.98
+
+
+class MaskedVideoLatent(Objective):
+    """L1 between predicted and target latents at masked places; the target is an average of past weights (V-JEPA).
+
+    The target's momentum rises linearly from 0.98 to 1. Target latents are normalised over channels, as V-JEPA's are.
+    """
+
+    name = "masked_video_latent"
+    source = "Bardes et al., V-JEPA, arXiv 2404.08471, equation 1"
+    network_type = PairNetwork
+
+    def __init__(self, action_size: int = 0) -> None:
+        super().__init__(action_size)
+        self.target = Trunk().requires_grad_(False)
+        self.query = nn.Parameter(torch.zeros(1, WIDTH, GRID, GRID))
+        self.predictor = nn.Sequential(
+            ConvBlock(WIDTH, WIDTH), ConvBlock(WIDTH, WIDTH), nn.Conv2d(WIDTH, WIDTH, 3, padding=1)
+        )
+
+    def initialise(self, seed: int) -> None:
+        """See :meth:`Objective.initialise`; the target starts as a copy of the trunk."""
+        super().initialise(seed)
+        self.target.load_state_dict(self.network.trunk.state_dict())
+
+    def loss(self, batch: Batch, generator: torch.Generator) -> torch.Tensor:
+        """See :meth:`Objective.loss`."""
+        stack = pair(batch.frames[:, 0], batch.frames[:, 1])
+        mask = random_mask(len(stack), MASK_RATIO, generator)
+        with torch.no_grad():
+            target = nn.functional.layer_norm(self.target(stack).movedim(1, -1), (WIDTH,)).movedim(-1, 1)
+        context = self.network.trunk(hide(stack, mask))
+        predicted = self.predictor(context * (1 - mask) + self.query * mask)
+        return ((predicted - target).abs() * mask).sum() / (mask.sum() * WIDTH)
+
+    @torch.no_grad()
+    def after_step(self, progress: float) -> None:
+        """Move the target towards the trunk."""
+        momentum = EMA_START + (1 - EMA_START) * progress
+        for slow, fast in zip(self.target.parameters(), self.network.trunk.parameters(), strict=True):
+            slow.lerp_(fast, 1 - momentum)

@@ -1,0 +1,33 @@
+"""Next-latent prediction without actions: the latent of the following frames from the present one."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from latentgym.encoders.objectives.objective import Batch, Objective
+from latentgym.encoders.objectives.vicreg import Expander, vicreg
+from latentgym.encoders.trunk import WIDTH, ConvBlock, PairNetwork, pair
+
+
+class NextLatent(Objective):
+    """Predict E(o_t, o_t+1) from E(o_t−1, o_t), kept from collapse by VICReg's variance and covariance terms.
+
+    The invariance term compares the expanded prediction with the expanded latent that follows.
+    """
+
+    name = "next_latent"
+    source = "Sobal et al., arXiv 2211.10831, section 3 (VICReg JEPA over time), without actions"
+    network_type = PairNetwork
+
+    def __init__(self, action_size: int = 0) -> None:
+        super().__init__(action_size)
+        self.predictor = nn.Sequential(ConvBlock(WIDTH, WIDTH), nn.Conv2d(WIDTH, WIDTH, 3, padding=1))
+        self.expander = Expander()
+
+    def loss(self, batch: Batch, generator: torch.Generator) -> torch.Tensor:
+        """See :meth:`Objective.loss`."""
+        frames = batch.frames
+        stacks = torch.cat([pair(frames[:, 0], frames[:, 1]), pair(frames[:, 1], frames[:, 2])])
+        present, following = self.network.trunk(stacks).chunk(2)
+        return vicreg(self.expander(present + self.predictor(present)), self.expander(following))

@@ -1,0 +1,276 @@
+"""Pretrain a small encoder: equal clips, steps and batch for every objective, resumable, with the same bits each time."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from latentgym.artifacts import atomic_directory, atomic_write, content_key, read_json
+from latentgym.encoders.clip_pool import POOL_BYTES, ClipPool
+from latentgym.encoders.objectives import OBJECTIVES, Objective
+from latentgym.encoders.small import (
+    RECORD_NAME,
+    is_small_encoder,
+    load_small_encoder,
+    save_small_encoder,
+    small_encoder,
+)
+from latentgym.errors import CorruptDataError, LatentGymError, UnknownNameError
+from latentgym.seeding import torch_generator
+
+if TYPE_CHECKING:
+    from latentgym.trajectories.store import Dataset
+
+STEPS = 200
+BATCH_SIZE = 64
+LEARNING_RATE = 2e-3
+WEIGHT_DECAY = 0.01
+WARMUP_SHARE = 0.05
+GRADIENT_NORM = 1.0
+STATE_NAME = "training-state.safetensors"
+_CURVE_POINTS = 50
+
+
+def pretrain(
+    objective: str,
+    data: Sequence[tuple[Dataset, Sequence[int]]],
+    *,
+    out: str | Path,
+    seed: int = 0,
+    steps: int = STEPS,
+    batch_size: int = BATCH_SIZE,
+    checkpoints: Sequence[int] = (),
+    camera: str | None = None,
+    save_every: int = 50,
+    pool_bytes: int = POOL_BYTES,
+    progress: Callable[[int, int], None] | None = None,
+) -> Path:
+    """Train the shared trunk with one objective and save the encoder.
+
+    Every objective sees the same clips at one ``seed``. A run that was killed continues from its last saved state (at
+    most ``save_every`` steps old) and ends with the same bits; a finished run is not repeated. Runs on one CPU thread.
+
+    Args:
+        objective: a name in :data:`~latentgym.encoders.objectives.OBJECTIVES`.
+        data: pairs of a data set and the indices of its training episodes; frames are resized to 64 × 64.
+        out: folder for ``encoder.json`` and ``weights.safetensors``; it also keeps the training state until the end.
+        seed: seed of the initial weights, of the order of clips and of all noise.
+        steps: optimiser steps.
+        batch_size: clips per step, at least 4.
+        checkpoints: steps after which a copy is saved under ``out/checkpoint-<step>``.
+        camera: camera to read; each data set's first where ``None``.
+        save_every: steps between two saved training states.
+        pool_bytes: bound on decoded frames in memory.
+        progress: called with (steps done, steps in all) after every step.
+
+    Returns:
+        ``out``; open it with :func:`~latentgym.encoders.small.load_small_encoder`.
+
+    Raises:
+        UnknownNameError: for an unknown objective.
+        LatentGymError: if the data hold too few frames, an argument is out of range, ``out`` holds another run, or the
+            loss is not finite.
+    """
+    if objective not in OBJECTIVES:
+        raise UnknownNameError("pretraining objective", objective, OBJECTIVES)
+    _check_numbers(steps, batch_size, checkpoints, save_every)
+    out = Path(out)
+    key = content_key(
+        {
+            "objective": objective,
+            "data": [(dataset.key, [int(i) for i in episodes]) for dataset, episodes in data],
+            "seed": seed,
+            "steps": steps,
+            "batch_size": batch_size,
+            "checkpoints": sorted(checkpoints),
+            "camera": camera,
+            "pool_bytes": pool_bytes,
+        }
+    )
+    if _is_finished(out, key):
+        return out
+    with _one_thread():
+        needs_actions = OBJECTIVES[objective].trained_on_actions
+        pool = ClipPool(data, seed=seed, steps=steps, camera=camera, actions=needs_actions, pool_bytes=pool_bytes)
+        run = _Run(objective, pool, out, key, seed=seed, steps=steps, batch_size=batch_size)
+        run.resume()
+        for step in range(run.done, steps):
+            run.step()
+            if step + 1 in checkpoints and step + 1 < steps:
+                run.save_checkpoint()
+            if (step + 1) % save_every == 0 and step + 1 < steps:
+                run.save_state()
+            if progress is not None:
+                progress(step + 1, steps)
+        run.finish()
+    return out
+
+
+class _Run:
+    """A training run between two steps: objective, optimiser, count of steps and loss curve."""
+
+    def __init__(
+        self, objective: str, pool: ClipPool, out: Path, key: str, *, seed: int, steps: int, batch_size: int
+    ) -> None:
+        self.pool, self.out, self.key = pool, out, key
+        self.seed, self.steps, self.batch_size = seed, steps, batch_size
+        # Layers draw from torch's global generator when they are built; all values are replaced, its state is kept.
+        with torch.random.fork_rng(devices=[]):
+            self.objective: Objective = OBJECTIVES[objective](action_size=pool.action_size)
+        self.objective.initialise(seed)
+        trained = [parameter for parameter in self.objective.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, betas=(0.9, 0.95))
+        self.done = 0
+        self.losses: list[float] = []
+        self.flops_per_step = 0
+
+    def step(self) -> None:
+        """One optimiser step; the first one's floating-point operations are counted."""
+        batch = self.pool.batch(self.done, self.batch_size)
+        generator = torch_generator(self.seed, self.objective.name, "noise", self.done)
+        counter = FlopCounterMode(display=False) if self.done == 0 else None
+        with counter or contextlib.nullcontext():
+            loss = self.objective.loss(batch, generator)
+            if not math.isfinite(loss.item()):
+                raise LatentGymError(
+                    f"pretraining {self.objective.name!r}: the loss is {loss.item()} at step {self.done}; check the "
+                    "recorded frames and actions, or try another seed"
+                )
+            self.optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+        if counter is not None:
+            self.flops_per_step = counter.get_total_flops()
+        for group in self.optimizer.param_groups:
+            group["lr"] = LEARNING_RATE * _schedule(self.done, self.steps)
+        torch.nn.utils.clip_grad_norm_(self.objective.parameters(), GRADIENT_NORM)
+        self.optimizer.step()
+        self.done += 1
+        self.objective.after_step(self.done / self.steps)
+        self.losses.append(loss.item())
+
+    def save_state(self) -> None:
+        """Replace the saved training state by the present one."""
+        tensors = {f"objective.{name}": value.contiguous() for name, value in self.objective.state_dict().items()}
+        for index, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{name}": value.contiguous() for name, value in state.items()}
+        tensors["losses"] = torch.tensor(self.losses, dtype=torch.float64)
+        facts = {"key": self.key, "done": str(self.done), "flops_per_step": str(self.flops_per_step)}
+        atomic_write(self.out / STATE_NAME, safetensors.torch.save(tensors, metadata=facts))
+
+    def resume(self) -> None:
+        """Continue from a saved state, where there is one of this very run."""
+        path = self.out / STATE_NAME
+        if not path.exists():
+            return
+        try:
+            with safetensors.safe_open(path, framework="pt") as file:
+                facts = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (OSError, safetensors.SafetensorError) as error:
+            raise CorruptDataError(f"{path} cannot be read; remove it to start this run afresh: {error}") from error
+        if facts.get("key") != self.key:
+            raise LatentGymError(f"{path} belongs to another run (other data or settings); choose another folder")
+        self._load_tensors(tensors)
+        self.done, self.flops_per_step = int(facts["done"]), int(facts["flops_per_step"])
+
+    def _load_tensors(self, tensors: dict[str, torch.Tensor]) -> None:
+        self.losses = tensors.pop("losses").tolist()
+        parts: dict[str, dict[str, torch.Tensor]] = {}
+        for name, value in tensors.items():
+            prefix, _, rest = name.partition(".")
+            parts.setdefault(prefix, {})[rest] = value
+        self.objective.load_state_dict(parts["objective"])
+        state: dict[int, dict[str, torch.Tensor]] = {}
+        for name, value in parts["optimizer"].items():
+            index, _, field = name.partition(".")
+            state.setdefault(int(index), {})[field] = value
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
+
+    def save_checkpoint(self) -> None:
+        """Save the encoder as it is now under ``checkpoint-<step>``."""
+        with atomic_directory(self.out / f"checkpoint-{self.done}") as folder:
+            self._save_encoder(folder)
+
+    def finish(self) -> None:
+        """Save the encoder and drop the training state."""
+        self._save_encoder(self.out)
+        (self.out / STATE_NAME).unlink(missing_ok=True)
+
+    def _save_encoder(self, folder: Path) -> None:
+        network = copy.deepcopy(self.objective.network)
+        encoder = small_encoder(network, self.objective.name, seed=self.seed, step=self.done)
+        save_small_encoder(encoder, folder, self._record(encoder.spec.parameters))
+
+    @torch.no_grad()
+    def _record(self, encoding: int) -> dict[str, Any]:
+        everything = sum(parameter.numel() for parameter in self.objective.parameters())
+        features = self.objective.network(self.pool.batch(self.done - 1, self.batch_size).frames[:, :2])
+        return {
+            "key": self.key,
+            "objective": self.objective.name,
+            "source": self.objective.source,
+            "seed": self.seed,
+            "steps": self.done,
+            "planned_steps": self.steps,
+            "batch_size": self.batch_size,
+            "parameters": encoding,
+            "parameters_extra": everything - encoding,
+            "training_flops": self.flops_per_step * self.done,
+            "latent_std": features.std(dim=0).mean().item(),
+            "loss_curve": _curve(self.losses),
+        }
+
+
+def _check_numbers(steps: int, batch_size: int, checkpoints: Sequence[int], save_every: int) -> None:
+    if steps < 1 or batch_size < 4 or save_every < 1:
+        raise LatentGymError(
+            f"pretraining needs steps ≥ 1, batch_size ≥ 4 and save_every ≥ 1; found {steps}, {batch_size}, {save_every}"
+        )
+    wrong = [step for step in checkpoints if not 1 <= step <= steps]
+    if wrong:
+        raise LatentGymError(f"checkpoints must lie between 1 and {steps} steps, found {wrong}")
+
+
+def _is_finished(out: Path, key: str) -> bool:
+    """Whether ``out`` holds this very run, finished and undamaged."""
+    if not is_small_encoder(out):
+        return False
+    if read_json(out / RECORD_NAME)["training"].get("key") != key:
+        raise LatentGymError(f"{out} holds an encoder of another run (other data or settings); choose another folder")
+    load_small_encoder(out)
+    return True
+
+
+def _schedule(step: int, steps: int) -> float:
+    """Linear warm-up over the first twentieth, then a cosine down to zero."""
+    warmup = max(1, round(WARMUP_SHARE * steps))
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def _curve(losses: Sequence[float]) -> list[list[float]]:
+    """Loss averaged over at most 50 equal stretches, as pairs (last step of the stretch, mean loss)."""
+    stretch = max(1, math.ceil(len(losses) / _CURVE_POINTS))
+    parts = [losses[i : i + stretch] for i in range(0, len(losses), stretch)]
+    return [[float(min((i + 1) * stretch, len(losses))), sum(part) / len(part)] for i, part in enumerate(parts)]
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """One torch thread inside the block: sums are then always made in the same order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

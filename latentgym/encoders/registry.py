@@ -1,0 +1,259 @@
+"""One door to every encoder: registered names, folders of weights, hub ids, and encoders of other distributions."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import numpy as np
+import torch
+
+from latentgym.encoders.baselines import PixelEncoder, VectorEncoder
+from latentgym.encoders.contract import Encoder
+from latentgym.encoders.frozen import FrozenEncoder
+from latentgym.errors import LatentGymError, UnknownNameError
+
+ENTRY_POINT_GROUP = "latentgym.encoders"
+DTYPES = ("float32", "bfloat16", "float16")
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+
+
+class EncoderFactory(Protocol):
+    """Makes an encoder on the CPU in float32; the registry sets device, precision and default layer."""
+
+    def __call__(self, argument: str, *, image_size: int | None) -> Encoder:
+        """Make the encoder.
+
+        Args:
+            argument: what follows the colon in ``"name:argument"``, empty where there is none.
+            image_size: side in pixels that was asked for, ``None`` for the encoder's own.
+        """
+
+
+_Factory = TypeVar("_Factory", bound=EncoderFactory)
+_FACTORIES: dict[str, EncoderFactory] = {}
+
+
+def register_encoder(name: str) -> Callable[[_Factory], _Factory]:
+    """Register a factory of encoders under ``name``.
+
+    A distribution can do the same without being imported first, by an entry point of group ``latentgym.encoders``.
+
+    Raises:
+        LatentGymError: if the name is taken or holds a colon or slash.
+
+    Example:
+        >>> from latentgym.encoders import PixelEncoder, load_encoder, register_encoder
+        >>> @register_encoder("doc-example")
+        ... def tiny_pixels(argument, *, image_size):
+        ...     return PixelEncoder(image_size or 4)
+        >>> load_encoder("doc-example").spec.image_size
+        4
+    """
+    if not re.fullmatch(r"[\w.-]+", name):
+        raise LatentGymError(f"an encoder's name has letters, digits, '_', '-' and '.' only; found {name!r}")
+
+    def register(factory: _Factory) -> _Factory:
+        if name in _FACTORIES:
+            raise LatentGymError(f"an encoder named {name!r} is registered already; choose another name")
+        _FACTORIES[name] = factory
+        return factory
+
+    return register
+
+
+def encoder_names() -> list[str]:
+    """Registered names that :func:`load_encoder` knows, sorted; ``"timm"`` stands for ``timm:<model>``."""
+    return sorted({*_FACTORIES, *_entry_points()})
+
+
+def load_encoder(
+    source: str | Path,
+    *,
+    image_size: int | None = None,
+    layer: int = -1,
+    device: str = "auto",
+    dtype: str = "auto",
+) -> Encoder:
+    """Open an encoder.
+
+    Args:
+        source: a registered name (``"pixels"``, ``"proprio"``, ``"state"``, ``"random"``, ``"random:<seed>"``,
+            ``"timm:<model>"``, ``"timm:<model>@<checkpoint>"``, see :func:`encoder_names`); the folder of a pretrained
+            small encoder; a transformers folder; or a hub id, ``"owner/name"`` or ``"owner/name@revision"``.
+        image_size: side in pixels that frames are resized to; the encoder's own by default.
+        layer: block that ``encode`` reads by default, counted from 0; ``-1`` is the encoder's output.
+        device: ``"auto"`` (CUDA where there is one), ``"cpu"``, ``"cuda"``, ``"cuda:1"`` …
+        dtype: ``"float32"``, ``"bfloat16"``, ``"float16"`` or ``"auto"``: float32 on the CPU, and on a GPU bfloat16
+            for transformers and timm models if that hardly changes the tokens of a test clip.
+
+    Raises:
+        UnknownNameError: if nothing of that name exists.
+        LatentGymError: if the weights cannot be had or are damaged, or an option does not fit the encoder.
+
+    Example:
+        >>> load_encoder("pixels").spec.grid
+        (16, 16)
+    """
+    target = _device(device)
+    if dtype not in ("auto", *DTYPES):
+        raise UnknownNameError("dtype", dtype, ("auto", *DTYPES))
+    if image_size is not None and image_size < 1:
+        raise LatentGymError(f"image_size must be at least 1, found {image_size}")
+    encoder = _open(str(source), image_size)
+    spec = encoder.spec
+    if image_size is not None and spec.modality == "pixels" and spec.image_size != image_size:
+        raise LatentGymError(
+            f"encoder {spec.name!r} only takes frames of {spec.image_size} pixels; image_size was {image_size}"
+        )
+    encoder = encoder.to(target)
+    _set_dtype(encoder, dtype)
+    return _at_layer(encoder, layer)
+
+
+def _open(source: str, image_size: int | None) -> Encoder:
+    name, _, argument = source.partition(":")
+    factory = find_factory(name)
+    if factory is not None:
+        return factory(argument, image_size=image_size)
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return _open_folder(folder, image_size)
+    if folder.exists():
+        raise LatentGymError(f"{source} is a file; expected the folder that holds config.json or encoder.json")
+    if _HUB_ID.fullmatch(source) and source[0] != ".":
+        from latentgym.encoders.huggingface import load_hub
+
+        return load_hub(source, image_size=image_size)
+    if "/" in source:
+        raise LatentGymError(f"there is no encoder folder {source}")
+    raise UnknownNameError(
+        "encoder", source, encoder_names(), "(or a folder of weights, a hub id 'owner/name', or 'timm:<model>')"
+    )
+
+
+def _open_folder(folder: Path, image_size: int | None) -> Encoder:
+    if (folder / "encoder.json").exists():
+        from latentgym.encoders.small import load_small_encoder
+
+        return load_small_encoder(folder)
+    from latentgym.encoders.huggingface import load_folder
+
+    return load_folder(folder, image_size=image_size)
+
+
+def find_factory(name: str) -> EncoderFactory | None:
+    """The factory registered under ``name``, from an entry point if need be; ``None`` if there is none.
+
+    Raises:
+        LatentGymError: if the distribution that names it cannot be imported.
+    """
+    if name in _FACTORIES:
+        return _FACTORIES[name]
+    point = _entry_points().get(name)
+    if point is None:
+        return None
+    try:
+        factory = point.load()
+    # Whatever another distribution's module raises on import.
+    except Exception as error:
+        raise LatentGymError(f"encoder {name!r} ({point.value}) cannot be imported: {error}") from error
+    if not callable(factory):
+        raise LatentGymError(f"encoder {name!r}: {point.value} is no factory; see latentgym.encoders.EncoderFactory")
+    result: EncoderFactory = factory
+    return result
+
+
+@functools.cache
+def _entry_points() -> dict[str, metadata.EntryPoint]:
+    return {point.name: point for point in metadata.entry_points(group=ENTRY_POINT_GROUP)}
+
+
+def _device(device: str) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        target = torch.device(device)
+    except RuntimeError as error:
+        raise LatentGymError(f"unknown device {device!r}; expected 'auto', 'cpu', 'cuda' or 'cuda:<index>'") from error
+    if target.type == "cuda" and (target.index or 0) >= torch.cuda.device_count():
+        raise LatentGymError(
+            f"device {device!r} was asked for, but torch sees {torch.cuda.device_count()} CUDA devices"
+        )
+    return target
+
+
+def _set_dtype(encoder: Encoder, dtype: str) -> None:
+    if dtype == "auto":
+        if encoder.device.type == "cuda" and isinstance(encoder, FrozenEncoder):
+            encoder.try_bfloat16()
+    elif dtype != encoder.spec.dtype:
+        if not isinstance(encoder, FrozenEncoder):
+            raise LatentGymError(f"encoder {encoder.spec.name!r} computes in {encoder.spec.dtype} only, not in {dtype}")
+        encoder.set_dtype(getattr(torch, dtype))
+
+
+def _at_layer(encoder: Encoder, layer: int) -> Encoder:
+    """Make ``layer`` the default and correct the spec's width and grid, which may differ between blocks."""
+    spec = encoder.spec
+    if not -1 <= layer < spec.layers:
+        raise LatentGymError(f"encoder {spec.name!r} has layers 0 … {spec.layers - 1} (-1 is the last), not {layer}")
+    if layer in (-1, spec.layers - 1):
+        return encoder
+    side = max(1, spec.image_size)
+    tokens = encoder.encode(np.zeros((1, spec.clip_length, side, side, 3), np.uint8), layer).tokens
+    count, rows = tokens.shape[2], round(tokens.shape[2] ** 0.5)
+    grid = (rows, rows) if rows * rows == count else spec.grid
+    encoder.spec = dataclasses.replace(spec, layer=layer, embed_dim=tokens.shape[-1], grid=grid)
+    return encoder
+
+
+def _no_argument(name: str, argument: str) -> None:
+    if argument:
+        raise LatentGymError(f"encoder {name!r} takes no argument, found {name}:{argument}")
+
+
+@register_encoder("pixels")
+def _pixels(argument: str, *, image_size: int | None) -> Encoder:
+    """Frames resized to 16 × 16 and flattened: what the raw image gives away."""
+    _no_argument("pixels", argument)
+    return PixelEncoder() if image_size is None else PixelEncoder(image_size)
+
+
+@register_encoder("proprio")
+def _proprio(argument: str, *, image_size: int | None) -> Encoder:
+    """What the robot knows of itself, as recorded."""
+    _no_argument("proprio", argument)
+    return VectorEncoder("proprio")
+
+
+@register_encoder("state")
+def _state(argument: str, *, image_size: int | None) -> Encoder:
+    """The simulator's privileged state, as recorded: the ceiling."""
+    _no_argument("state", argument)
+    return VectorEncoder("state")
+
+
+@register_encoder("random")
+def _random(argument: str, *, image_size: int | None) -> Encoder:
+    """The small trunk with random weights; ``random:<seed>`` draws others."""
+    from latentgym.encoders.small import random_small
+
+    if argument and not argument.isdecimal():
+        raise LatentGymError(f"encoder 'random:<seed>': the seed must be a whole number, found {argument!r}")
+    return random_small(int(argument or 0))
+
+
+@register_encoder("timm")
+def _timm(argument: str, *, image_size: int | None) -> Encoder:
+    """Any timm image model: ``timm:<model>`` or ``timm:<model>@<folder or checkpoint>``."""
+    from latentgym.encoders.timm_models import load_timm
+
+    if not argument:
+        raise LatentGymError("encoder 'timm' needs a model: timm:<model> or timm:<model>@<checkpoint>")
+    return load_timm(argument, image_size=image_size)

@@ -1,0 +1,103 @@
+"""Causal features in closed loop, for a batch of environments at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from latentgym.encoders.contract import Encoder
+from latentgym.encoders.features import View, canonical_view, encode_windows
+from latentgym.errors import LatentGymError
+
+
+class LatentStream:
+    """Encodes one new observation per environment and step, equal to the ``causal`` view of the episode so far.
+
+    Row i always serves environment i. Every row is encoded at every step, so that batches keep one size and a row's
+    features do not depend on which other environments are still running; an encoder that uses one distinct frame
+    encodes the new frame only.
+
+    Args:
+        encoder: the encoder.
+        pooling: see :func:`latentgym.encoders.features.pool`; the encoder's default if left out.
+        batch_size: clips per batch; all rows at once if left out. With the batch size that a data set was encoded
+            with, features are equal to the last bit.
+    """
+
+    def __init__(self, encoder: Encoder, pooling: str | None = None, *, batch_size: int | None = None) -> None:
+        self.encoder = encoder
+        self.pooling = pooling
+        self.batch_size = batch_size
+        self._view, _ = canonical_view(View("causal"), encoder.spec)
+        self._started: NDArray[np.bool_] | None = None
+        self._history: NDArray[Any] | None = None
+
+    def reset(self, mask: NDArray[np.bool_]) -> None:
+        """Forget the history of the rows where ``mask`` ``(B,)`` bool is true.
+
+        Raises:
+            LatentGymError: if the number of rows changes while some are running.
+        """
+        mask = np.asarray(mask, dtype=bool)
+        if self._started is None or mask.all():
+            self._started, self._history = np.zeros(len(mask), dtype=bool), None
+        elif len(mask) != len(self._started):
+            raise LatentGymError(f"latent stream of {len(self._started)} rows: reset was given {len(mask)}")
+        else:
+            self._started[mask] = False
+
+    def push(self, observation: Mapping[str, NDArray[Any]], camera: str = "pixels") -> NDArray[np.float32]:
+        """Features ``(B, F)`` float32 after the new observation.
+
+        Args:
+            observation: batched observation; the entry ``camera`` ``(B, H, W, 3)`` uint8 is read by pixel encoders,
+                ``"proprio"`` or ``"state"`` ``(B, P)`` by vector encoders.
+            camera: key of the camera.
+
+        Raises:
+            LatentGymError: before the first reset, or if the observation lacks the entry or has another shape.
+        """
+        newest = self._newest(observation, camera)
+        history = self._remember(newest)
+        rows, kept = history.shape[:2]
+        length = self.encoder.spec.clip_length
+        windows = np.arange(rows)[:, None] * kept + (np.arange(length) if kept == length else np.zeros(length, int))
+        return encode_windows(
+            self.encoder,
+            history.reshape(rows * kept, *history.shape[2:]),
+            windows,
+            self._view,
+            pooling=self.pooling,
+            batch_size=self.batch_size or rows,
+        )
+
+    def _newest(self, observation: Mapping[str, NDArray[Any]], camera: str) -> NDArray[Any]:
+        if self._started is None:
+            raise LatentGymError("latent stream: call reset with a mask of all rows before the first push")
+        key = camera if self.encoder.spec.modality == "pixels" else self.encoder.spec.modality
+        if key not in observation:
+            raise LatentGymError(
+                f"encoder {self.encoder.spec.name!r} reads observation[{key!r}], which is not there; "
+                f"found {', '.join(sorted(observation))}"
+            )
+        newest = np.asarray(observation[key])
+        expected = (len(self._started), *(newest.shape[1:] if self._history is None else self._history.shape[2:]))
+        if newest.shape != expected:
+            raise LatentGymError(f"observation[{key!r}]: expected shape {expected}, found {newest.shape}")
+        return newest
+
+    def _remember(self, newest: NDArray[Any]) -> NDArray[Any]:
+        """History ``(B, kept, …)`` with ``newest`` last; a row's first observation fills all of it."""
+        assert self._started is not None
+        kept = self.encoder.spec.clip_length if self.encoder.spec.temporal else 1
+        if self._history is None:
+            self._history = np.repeat(newest[:, None], kept, axis=1)
+        else:
+            self._history = np.concatenate([self._history[:, 1:], newest[:, None]], axis=1)
+            fresh = ~self._started
+            self._history[fresh] = newest[fresh, None]
+        self._started[:] = True
+        return self._history

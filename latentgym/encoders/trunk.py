@@ -1,0 +1,126 @@
+"""The small trunk that every pretrained family shares: two stacked frames in, an 8 × 8 grid of 64 channels out."""
+
+from __future__ import annotations
+
+import abc
+
+import torch
+from torch import nn
+
+from latentgym.seeding import torch_generator
+
+IMAGE_SIZE = 64
+GRID = 8
+WIDTH = 64
+CHANNELS = (24, 48, 64, 64, 64)
+_STRIDES = (2, 2, 2, 1, 1)
+_NORM_GROUPS = 8
+
+
+class ConvBlock(nn.Module):
+    """3 × 3 convolution, group normalisation and, unless it is the last block, a SiLU."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int = 1, activate: bool = True) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
+        self.norm = nn.GroupNorm(_NORM_GROUPS, outputs)
+        self.activation: nn.Module = nn.SiLU() if activate else nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """``(B, C, H, W)`` to ``(B, C', H / stride, W / stride)``."""
+        # GroupNorm's CPU backward crashes on channels-last input: the memory format must be the default one.
+        features: torch.Tensor = self.activation(self.norm(self.conv(x.contiguous()).contiguous()))
+        return features
+
+
+class Trunk(nn.Module):
+    """Five convolution blocks (24-48-64-64-64) on a stack of two frames; the last block's output is signed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        inputs = (6, *CHANNELS[:-1])
+        last = len(CHANNELS) - 1
+        self.blocks = nn.ModuleList(
+            ConvBlock(inputs[i], CHANNELS[i], _STRIDES[i], activate=i != last) for i in range(len(CHANNELS))
+        )
+
+    def forward(self, stack: torch.Tensor, layer: int = -1) -> torch.Tensor:
+        """Features of a stack of two frames.
+
+        Args:
+            stack: ``(B, 6, 64, 64)`` normalised frames, the older one first.
+            layer: block to read, 0 … 4, or -1 for the last.
+
+        Returns:
+            ``(B, C, 8, 8)``; finer grids of early blocks are averaged onto 8 × 8.
+        """
+        for block in self.blocks[: layer % len(self.blocks) + 1]:
+            stack = block(stack)
+        return nn.functional.adaptive_avg_pool2d(stack, GRID) if stack.shape[-1] != GRID else stack
+
+
+def still(frame: torch.Tensor) -> torch.Tensor:
+    """Stack a frame ``(B, 3, S, S)`` with itself: what an image family feeds to the two-frame stem."""
+    return torch.cat([frame, frame], dim=1)
+
+
+def pair(older: torch.Tensor, newer: torch.Tensor) -> torch.Tensor:
+    """Stack two frames ``(B, 3, S, S)`` to ``(B, 6, S, S)``."""
+    return torch.cat([older, newer], dim=1)
+
+
+class EncodingNetwork(nn.Module, abc.ABC):
+    """What is kept of a pretraining run: the trunk and whatever else encoding needs."""
+
+    layers: int = len(CHANNELS)
+    temporal: bool = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = Trunk()
+
+    @abc.abstractmethod
+    def forward(self, clip: torch.Tensor, layer: int = -1) -> torch.Tensor:
+        """Features ``(B, C, 8, 8)`` of a normalised clip ``(B, 2, 3, 64, 64)``; ``layer`` counts from 0, -1 is last."""
+
+
+class PairNetwork(EncodingNetwork):
+    """The trunk on both frames of the clip."""
+
+    def forward(self, clip: torch.Tensor, layer: int = -1) -> torch.Tensor:
+        """See :meth:`EncodingNetwork.forward`."""
+        features: torch.Tensor = self.trunk(pair(clip[:, 0], clip[:, 1]), layer)
+        return features
+
+
+class StillNetwork(EncodingNetwork):
+    """The trunk on the clip's last frame, twice."""
+
+    temporal = False
+
+    def forward(self, clip: torch.Tensor, layer: int = -1) -> torch.Tensor:
+        """See :meth:`EncodingNetwork.forward`."""
+        features: torch.Tensor = self.trunk(still(clip[:, -1]), layer)
+        return features
+
+
+@torch.no_grad()
+def initialise(module: nn.Module, generator: torch.Generator) -> None:
+    """Draw every parameter from ``generator``: uniform ±1/√fan-in for weights, normal 0.02 for free parameters."""
+    for child in module.modules():
+        if isinstance(child, nn.Conv2d | nn.Linear):
+            bound = child.weight[0].numel() ** -0.5
+            nn.init.uniform_(child.weight, -bound, bound, generator=generator)
+            if child.bias is not None:
+                nn.init.zeros_(child.bias)
+        elif isinstance(child, nn.GroupNorm | nn.LayerNorm | nn.RMSNorm):
+            for name, parameter in child.named_parameters(recurse=False):
+                nn.init.constant_(parameter, 1.0 if name == "weight" else 0.0)
+        else:
+            for _, parameter in child.named_parameters(recurse=False):
+                nn.init.normal_(parameter, std=0.02, generator=generator)
+
+
+def initialise_trunk(trunk: Trunk, seed: int) -> None:
+    """Give ``trunk`` the start that every family and the random twin share at one ``seed``."""
+    initialise(trunk, torch_generator(seed, "trunk"))

@@ -1,0 +1,200 @@
+"""Any Gymnasium environment that renders RGB frames, under the environment contract.
+
+What such an environment does not state is filled in modestly: ``"proprio"`` and ``"state"`` are both its flattened
+observation (empty where it observes images), success comes from the info keys ``is_success`` or ``success`` and is
+``False`` where neither exists (never read from ``terminated``), and the action spec holds bounds but no units.
+Describe the actions of your own environment with
+:class:`latentgym.envs.wrappers.action_spec.DescribeActions`, or let it state an ``EnvContract`` itself.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from latentgym.envs.contract import EnvContract
+from latentgym.envs.gl import choose_gl_backend
+from latentgym.envs.mujoco_task import Render, check_view
+from latentgym.envs.wrappers.action_spec import action_spec_of, checked_action
+from latentgym.envs.wrappers.success import SuccessInfo
+from latentgym.errors import LatentGymError, UnknownNameError
+
+_DEFAULT_HORIZON = 1000
+_DEFAULT_HZ = 30.0
+_FRAME_DIMENSIONS = 3
+_CHANNELS = 3
+_SIZED_RENDERERS = ("gymnasium.envs.mujoco", "gymnasium_robotics.envs")
+
+
+def make_generic(
+    env_id: str, *, image_size: int = 64, render: Render = "fast", pixels: bool = True, **options: Any
+) -> GenericEnv:
+    """Make any registered Gymnasium id, such as ``"Reacher-v5"``.
+
+    Args:
+        env_id: the id, or ``module:id`` to import a module that registers it.
+        image_size: height and width of the frames, in pixels; rendered frames are cropped to their central square and
+            resized with antialiasing.
+        render: ``"fast"`` switches shadows, reflections and multisampling of MuJoCo models off; ``"stock"`` does not.
+        pixels: whether frames are observed.
+        **options: ``horizon`` in steps (default: the id's own limit, or 1000); the rest goes to ``gymnasium.make``.
+
+    Raises:
+        LatentGymError: if the id is unknown, cannot be made, renders no RGB frames, or has other than bounded
+            continuous actions.
+    """
+    check_view(env_id, image_size, render)
+    choose_gl_backend(pixels=False)  # not every environment needs GL; those that do fail at the first frame
+    horizon = options.pop("horizon", None)
+    if horizon is not None and (isinstance(horizon, bool) or not isinstance(horizon, int) or horizon < 1):
+        raise LatentGymError(f"{env_id}: horizon must be a positive integer, got {horizon!r}")
+    env = _make(env_id, image_size, horizon, options)
+    return GenericEnv(env, env_id=env_id, image_size=image_size, render=render, pixels=pixels)
+
+
+def _make(env_id: str, image_size: int, horizon: int | None, options: dict[str, Any]) -> gymnasium.Env[Any, Any]:
+    try:
+        spec = gymnasium.spec(env_id)
+    except gymnasium.error.Error as error:
+        raise UnknownNameError("environment", env_id, gymnasium.registry, f"({error})") from error
+    if str(spec.entry_point).startswith(_SIZED_RENDERERS):
+        options = {"width": image_size, "height": image_size} | options
+    limit = horizon or spec.max_episode_steps or _DEFAULT_HORIZON
+    try:
+        env: gymnasium.Env[Any, Any] = gymnasium.make(
+            env_id, render_mode="rgb_array", max_episode_steps=limit, **options
+        )
+        return env
+    except LatentGymError:
+        raise
+    except Exception as error:  # constructors of third parties raise anything
+        raise LatentGymError(f"{env_id} cannot be made with render_mode='rgb_array' and {options}: {error}") from error
+
+
+def square_frame(frame: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """The central square of ``frame`` ``(H, W, 3)``, resized to ``(size, size, 3)`` with antialiasing."""
+    height, width = frame.shape[:2]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    square = np.ascontiguousarray(frame[top : top + side, left : left + side])
+    if side == size:
+        return square
+    image = torch.from_numpy(square).permute(2, 0, 1)[None].float()
+    resized = torch.nn.functional.interpolate(image, (size, size), mode="bilinear", antialias=True, align_corners=False)
+    return resized[0].round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
+
+
+class GenericEnv(gymnasium.Env[Any, Any]):
+    """A Gymnasium environment with the suite's observations and contract; see :func:`make_generic`."""
+
+    def __init__(
+        self, env: gymnasium.Env[Any, Any], *, env_id: str, image_size: int, render: Render, pixels: bool
+    ) -> None:
+        self._env = SuccessInfo(env)
+        self._image_size = image_size
+        action_spec = action_spec_of(env.action_space, env_id)
+        rate = float(env.metadata.get("render_fps") or _DEFAULT_HZ)
+        horizon = env.spec.max_episode_steps if env.spec is not None else None
+        self.contract = EnvContract(
+            env_id=env_id,
+            suite="gymnasium",
+            action_spec=action_spec,
+            cameras=("pixels",) if pixels else (),
+            control_hz=rate,
+            horizon=horizon or _DEFAULT_HORIZON,
+            settings={"image_size": image_size, "render": render, "horizon": horizon or _DEFAULT_HORIZON},
+        )
+        self.render_mode = "rgb_array"
+        self.metadata = {"render_modes": ["rgb_array"], "render_fps": max(1, round(rate))}
+        self._actions = spaces.Box(
+            np.array(action_spec.low, np.float32), np.array(action_spec.high, np.float32), dtype=np.float32
+        )
+        self.action_space = self._actions
+        self._vector_size = _vector_size(env.observation_space)
+        vector = spaces.Box(-np.inf, np.inf, (self._vector_size,), np.float32)
+        frame = spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
+        self.observation_space = spaces.Dict(
+            {camera: frame for camera in self.contract.cameras} | {"proprio": vector, "state": vector}
+        )
+        self._settle_mujoco(render)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+        """Start an episode."""
+        super().reset(seed=seed)
+        observation, info = self._env.reset(seed=seed, options=options)
+        return self._observe(observation), {"is_success": info["is_success"]}
+
+    def step(self, action: NDArray[np.float32]) -> tuple[dict[str, NDArray[Any]], float, bool, bool, dict[str, Any]]:
+        """Execute one action ``(A,)``.
+
+        Raises:
+            LatentGymError: if the action is not finite or of the wrong shape.
+        """
+        action = checked_action(action, self._actions, self.contract.env_id)
+        inner = self._env.action_space
+        observation, reward, terminated, truncated, info = self._env.step(action.astype(inner.dtype or np.float32))
+        success = {"is_success": info["is_success"]}
+        return self._observe(observation), float(reward), bool(terminated), bool(truncated), success
+
+    def render(self) -> NDArray[np.uint8]:
+        """The frame ``(H, W, 3)`` uint8.
+
+        Raises:
+            LatentGymError: if the environment renders no RGB frame.
+        """
+        try:
+            frame: Any = self._env.render()
+        except Exception as error:  # GL and third-party renderers raise anything
+            raise LatentGymError(f"{self.contract.env_id} cannot render a frame: {error}") from error
+        shape = getattr(frame, "shape", None)
+        if shape is None or len(shape) != _FRAME_DIMENSIONS or shape[2] != _CHANNELS or frame.dtype != np.uint8:
+            raise LatentGymError(
+                f"{self.contract.env_id}: render() must give an (H, W, 3) uint8 array, found {frame!r}"
+            )
+        return square_frame(frame, self._image_size)
+
+    def close(self) -> None:
+        """Close the environment."""
+        self._env.close()
+
+    def sim_state(self) -> NDArray[np.float64]:
+        """Empty: the simulator's state of an arbitrary environment is unknown."""
+        return np.empty(0)
+
+    def _observe(self, observation: Any) -> dict[str, NDArray[Any]]:
+        vector = np.empty(0, np.float32)
+        if self._vector_size:
+            vector = spaces.flatten(self._env.observation_space, observation).astype(np.float32)  # type: ignore[union-attr]
+        frames: dict[str, NDArray[Any]] = {camera: self.render() for camera in self.contract.cameras}
+        return frames | {"proprio": vector, "state": vector.copy()}
+
+    def _settle_mujoco(self, render: Render) -> None:
+        """Give a MuJoCo environment a camera that does not depend on its first episode, and the fast look."""
+        model = getattr(self._env.unwrapped, "model", None)
+        viewer = getattr(self._env.unwrapped, "mujoco_renderer", None)
+        if model is None or viewer is None:
+            return
+        # Gymnasium points a free camera at the median geom of the first state rendered.
+        viewer.default_cam_config = {"lookat": np.array(model.stat.center)} | (viewer.default_cam_config or {})
+        if render == "fast":
+            model.vis.quality.offsamples = 0
+            model.light_castshadow[:] = 0
+            model.mat_reflectance[:] = 0
+
+
+def _vector_size(space: spaces.Space[Any]) -> int:
+    """Length of the flattened observation, 0 for images and for spaces of no fixed length."""
+    if isinstance(space, spaces.Box) and len(space.shape) >= _FRAME_DIMENSIONS:
+        return 0
+    try:
+        return math.prod(spaces.flatten_space(space).shape or (0,))
+    except (NotImplementedError, TypeError, ValueError):
+        return 0

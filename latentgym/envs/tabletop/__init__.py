@@ -1,0 +1,1 @@
+"""Tabletop: a fast family of simulated manipulation tasks made of MuJoCo primitives."""

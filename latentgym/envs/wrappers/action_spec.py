@@ -1,0 +1,83 @@
+"""What actions mean, for environments that do not say so themselves."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from latentgym.envs.contract import EnvContract, contract_of
+from latentgym.errors import LatentGymError
+from latentgym.trajectories.episode import ActionSpec
+
+
+def action_spec_of(space: spaces.Space[Any], env_id: str = "environment") -> ActionSpec:
+    """The action spec that a flat Box space alone can tell: bounds, but neither frame, units nor grouping.
+
+    Raises:
+        LatentGymError: if the space is not a bounded one-dimensional Box.
+    """
+    if not isinstance(space, spaces.Box) or len(space.shape) != 1:
+        raise LatentGymError(
+            f"{env_id} has the action space {space}; the suite needs continuous actions, a one-dimensional "
+            "gymnasium.spaces.Box (for example the continuous variant of the environment)"
+        )
+    if not space.is_bounded():
+        raise LatentGymError(
+            f"{env_id} has an unbounded action space {space}; wrap it in gymnasium.wrappers.RescaleAction or clip it"
+        )
+    size = space.shape[0]
+    return ActionSpec(
+        names=tuple(f"action_{index}" for index in range(size)),
+        frame="environment",
+        mode="absolute",
+        units=("1",) * size,
+        scale=(1.0,) * size,
+        low=tuple(map(float, space.low)),
+        high=tuple(map(float, space.high)),
+    )
+
+
+def checked_action(action: Any, space: spaces.Box, env_id: str) -> NDArray[np.float32]:
+    """``action`` as ``(A,)`` float32, clipped to ``space``.
+
+    Raises:
+        LatentGymError: if its shape is wrong or a value is NaN or infinite.
+    """
+    values = np.asarray(action, np.float32)
+    if values.shape != space.shape:
+        raise LatentGymError(f"{env_id}: an action has shape {space.shape}, found {values.shape}")
+    if not np.isfinite(values).all():
+        raise LatentGymError(f"{env_id}: action {values.tolist()} holds NaN or infinite values; check the policy")
+    return np.clip(values, space.low, space.high)
+
+
+class DescribeActions(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """States what the action's dimensions mean: the contract of the wrapped environment with another action spec.
+
+    Args:
+        env: an environment that states a contract.
+        action_spec: the better description.
+
+    Raises:
+        LatentGymError: if ``action_spec`` disagrees with the action space.
+    """
+
+    def __init__(self, env: gymnasium.Env[Any, Any], action_spec: ActionSpec) -> None:
+        super().__init__(env)
+        space = action_spec_of(env.action_space, contract_of(env).env_id)
+        if (space.low, space.high) != (action_spec.low, action_spec.high):
+            raise LatentGymError(
+                f"{contract_of(env).env_id}: the action spec has bounds {action_spec.low} to {action_spec.high}, "
+                f"the action space {space.low} to {space.high}"
+            )
+        self._action_spec = action_spec
+
+    @property
+    def contract(self) -> EnvContract:
+        """The wrapped contract with the given action spec."""
+        return dataclasses.replace(contract_of(self.env), action_spec=self._action_spec)

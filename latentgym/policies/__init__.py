@@ -1,0 +1,22 @@
+"""Policies: heads on frozen latents, baselines, and their checkpoints."""
+
+from latentgym.policies.baselines import ConstantPolicy, ExpertPolicy, RandomPolicy
+from latentgym.policies.checkpoint import CheckpointedPolicy, load_policy
+from latentgym.policies.cloning import CloningPolicy, train_policy
+from latentgym.policies.contract import Policy
+from latentgym.policies.convnet import ConvNetPolicy, train_convnet_policy
+from latentgym.policies.demonstrations import CloningScore
+
+__all__ = [
+    "CheckpointedPolicy",
+    "CloningPolicy",
+    "CloningScore",
+    "ConstantPolicy",
+    "ConvNetPolicy",
+    "ExpertPolicy",
+    "Policy",
+    "RandomPolicy",
+    "load_policy",
+    "train_convnet_policy",
+    "train_policy",
+]

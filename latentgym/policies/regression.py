@@ -1,0 +1,82 @@
+"""The small regression that policy heads share: explicit seeds, Adam, a fixed number of steps, no early stopping."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from latentgym.errors import LatentGymError
+
+
+def mlp(sizes: Sequence[int]) -> nn.Sequential:
+    """Linear layers of the given widths with ReLU between them; weights as yet unspecified."""
+    layers: list[nn.Module] = []
+    for wide, narrow in zip(sizes[:-1], sizes[1:], strict=True):
+        layers += [nn.utils.skip_init(nn.Linear, wide, narrow), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+def initialise(module: nn.Module, generator: torch.Generator) -> None:
+    """Draw every linear and convolutional layer as PyTorch does by default, but from ``generator``."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            bound = 1 / math.sqrt(layer.weight[0].numel())
+            nn.init.uniform_(layer.weight, -bound, bound, generator=generator)
+            assert layer.bias is not None
+            nn.init.uniform_(layer.bias, -bound, bound, generator=generator)
+
+
+def fit(
+    module: nn.Module,
+    draw: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]],
+    *,
+    rows: int,
+    steps: int,
+    batch_size: int,
+    learning_rate: float,
+    generator: torch.Generator,
+) -> list[float]:
+    """Minimise the mean squared error for a fixed number of steps; return the mean loss of each tenth of them.
+
+    Args:
+        module: the network, on the device of its data.
+        draw: maps row indices ``(batch_size,)`` int64 to inputs and targets.
+        rows: number of training rows, drawn without replacement within an epoch.
+        steps: gradient steps.
+        batch_size: rows per step; all rows where there are fewer.
+        learning_rate: Adam's.
+        generator: CPU generator of the row order.
+
+    Raises:
+        LatentGymError: if the loss is not finite.
+    """
+    optimizer = torch.optim.Adam(module.parameters(), lr=learning_rate, fused=True)
+    size, losses = min(batch_size, rows), []
+    order = torch.empty(0, dtype=torch.int64)
+    module.train()
+    for _ in range(steps):
+        if len(order) < size:
+            order = torch.cat([order, torch.randperm(rows, generator=generator)])
+        chosen, order = order[:size], order[size:]
+        inputs, targets = draw(chosen)
+        loss = nn.functional.mse_loss(module(inputs), targets)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        losses.append(loss.detach())
+    module.eval()
+    curve = torch.stack(losses).cpu()
+    if not torch.isfinite(curve).all():
+        raise LatentGymError("training of the policy diverged (loss is not finite); lower the learning rate")
+    return [float(part.mean()) for part in curve.chunk(10)]
+
+
+def safe_scale(rows: NDArray[np.float64], floor: float = 1e-4) -> NDArray[np.float64]:
+    """Standard deviation per column; 1 where a column hardly varies compared with the most variable one."""
+    scale = rows.std(axis=0)
+    return np.where(scale > floor * max(float(scale.max(initial=0.0)), 1e-12), scale, 1.0)

@@ -1,0 +1,253 @@
+"""Centred second moments per fold, from one pass over the rows, and the ridge systems that they define.
+
+With features ``x`` and targets ``y`` shifted by the first block's mean, each fold keeps its count, sums and products in
+float64. Training statistics of a fold are the total minus that fold, so every penalty, fold and target is solved without
+seeing a row twice, and memory does not grow with the number of rows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from latentgym.errors import LatentGymError
+
+_COLUMN_BLOCKS = 8
+_REFINEMENTS = 8
+_RESIDUAL = 1e-9
+_CHOLESKY_BLOCK = 256
+_EPS = float(torch.finfo(torch.float64).eps)
+
+
+@dataclasses.dataclass
+class Moments:
+    """Sums over a set of rows of shifted features x ``(D,)`` and targets y ``(Q,)``, all float64.
+
+    Attributes:
+        count: number of rows.
+        x: ``(D,)`` sum of x.
+        y: ``(Q,)`` sum of y.
+        xx: ``(D, D)`` sum of x xᵀ.
+        xy: ``(D, Q)`` sum of x yᵀ.
+        yy: ``(Q,)`` sum of y².
+    """
+
+    count: int
+    x: Tensor
+    y: Tensor
+    xx: Tensor
+    xy: Tensor
+    yy: Tensor
+
+    @classmethod
+    def zeros(cls, features: int, targets: int, device: torch.device) -> Moments:
+        """Moments of no rows."""
+        shapes = ((features,), (targets,), (features, features), (features, targets), (targets,))
+        return cls(0, *(torch.zeros(shape, dtype=torch.float64, device=device) for shape in shapes))
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        """Add rows ``x (n, D)`` and ``y (n, Q)``; of ``xx`` only the lower block triangle is filled (see `mirror`)."""
+        self.count += len(x)
+        self.x += x.sum(0)
+        self.y += y.sum(0)
+        self.xy += x.T @ y
+        self.yy += y.square().sum(0)
+        # A symmetric product needs the lower triangle alone: block columns do 9/16 of a full product's work.
+        width = -(-x.shape[1] // _COLUMN_BLOCKS)
+        for start in range(0, x.shape[1], width):
+            stop = min(start + width, x.shape[1])
+            self.xx[start:stop, :stop].addmm_(x[:, start:stop].T, x[:, :stop])
+
+    def mirror(self) -> None:
+        """Complete ``xx`` from its lower triangle."""
+        width = 256
+        for start in range(0, len(self.xx), width):
+            stop = start + width
+            block = self.xx[start:stop, start:stop]
+            block.copy_(block.tril() + block.tril(-1).T)
+            self.xx[start:stop, stop:] = self.xx[stop:, start:stop].T
+
+    def minus(self, other: Moments) -> Moments:
+        """Moments of the rows that are here and not in ``other``; ``xx`` is left out (an empty tensor)."""
+        empty = self.xx.new_empty((0, 0))
+        return Moments(
+            self.count - other.count, self.x - other.x, self.y - other.y, empty, self.xy - other.xy, self.yy - other.yy
+        )
+
+
+def scale_of(mean: Tensor, square: Tensor, offset: Tensor, count: int, standardize: bool) -> Tensor:
+    """Standard deviation ``(D,)`` that features are divided by; infinite for constant ones, which get no weight.
+
+    Args:
+        mean: ``(D,)`` mean of the shifted features.
+        square: ``(D,)`` mean square of the shifted features.
+        offset: ``(D,)`` shift, so that ``mean + offset`` is the mean of the features as given.
+        count: number of rows.
+        standardize: whether to divide by the standard deviation, or by one.
+    """
+    variance = square - mean.square()
+    # scikit-learn's bound on the rounding error of a constant column's variance, and that of a difference of sums.
+    bound = (count * (mean + offset) * _EPS).square() + count * _EPS * variance.clamp_min(0)
+    constant = variance <= torch.maximum(bound, 1e-13 * square)
+    scale = variance.clamp_min(0).sqrt() if standardize else torch.ones_like(variance)
+    return scale.masked_fill(constant, torch.inf)
+
+
+class FoldSystem:
+    """The normal equations of the rows outside one fold, in standardised coordinates, and the score on that fold.
+
+    Args:
+        total: moments of all rows, ``xx`` mirrored.
+        fold: moments of the rows held out (``None`` for the final fit on all rows).
+        offset: ``(D,)`` shift of the features.
+        standardize: whether features are divided by the standard deviation of the rows outside the fold.
+    """
+
+    def __init__(self, total: Moments, fold: Moments | None, offset: Tensor, standardize: bool) -> None:
+        self.total, self.fold = total, fold
+        self.train = total.minus(fold) if fold is not None else total
+        count = self.train.count
+        self.mean_x, self.mean_y = self.train.x / count, self.train.y / count
+        square = total.xx.diagonal() - (fold.xx.diagonal() if fold is not None else 0.0)
+        self.scale = scale_of(self.mean_x, square / count, offset, count, standardize)
+        self.rhs = (self.train.xy - torch.outer(self.train.x, self.mean_y)) / self.scale[:, None]
+        self.rough = self.matrix().float() if fold is not None else None
+
+    def matrix(self) -> Tensor:
+        """``(D, D)`` float64 Gram matrix of the centred, standardised rows."""
+        matrix = self.total.xx - self.fold.xx if self.fold is not None else self.total.xx.clone()
+        matrix.addr_(self.mean_x, self.mean_x, alpha=-self.train.count)
+        return matrix.div_(self.scale[:, None]).div_(self.scale)
+
+    def product(self, vectors: Tensor) -> Tensor:
+        """``matrix() @ vectors`` for ``(D, Q)`` vectors, without forming the matrix."""
+        scaled = vectors / self.scale[:, None]
+        result = self.total.xx @ scaled
+        if self.fold is not None:
+            result -= self.fold.xx @ scaled
+        result -= self.train.count * torch.outer(self.mean_x, self.mean_x @ scaled)
+        return result / self.scale[:, None]
+
+    def solve(self, penalty: float) -> Tensor:
+        """Weights ``(D, Q)`` in standardised coordinates, accurate to double precision."""
+        if self.rough is not None:
+            weights = self._solve_mixed(self.rough, penalty)
+            if weights is not None:
+                return weights
+        return cholesky_solve(self.matrix(), self.rhs, penalty)
+
+    def _solve_mixed(self, rough: Tensor, penalty: float) -> Tensor | None:
+        """Single-precision Cholesky with residuals in double; ``None`` where the system is too ill-conditioned."""
+        shifted = rough.clone()
+        shifted.diagonal().add_(penalty)
+        if not cholesky_(shifted):
+            return None
+        weights = torch.zeros_like(self.rhs)
+        residual, size = self.rhs, self.rhs.norm(dim=0)
+        for _ in range(_REFINEMENTS):
+            weights = weights + substitute(shifted, residual.float()).double()
+            residual = self.rhs - self.product(weights) - penalty * weights
+            if bool((residual.norm(dim=0) <= _RESIDUAL * size).all()):
+                return weights
+        return None
+
+    def r2(self, penalty: float) -> Tensor:
+        """``(Q,)`` R² on the rows of the fold, its own mean in the total sum of squares; NaN where that is zero."""
+        assert self.fold is not None
+        fold, slopes = self.fold, self.solve(penalty) / self.scale[:, None]
+        constant = self.mean_y - self.mean_x @ slopes
+        sse = (
+            fold.yy
+            + fold.count * constant.square()
+            + (slopes * (fold.xx @ slopes)).sum(0)
+            - 2 * constant * fold.y
+            - 2 * (slopes * fold.xy).sum(0)
+            + 2 * constant * (fold.x @ slopes)
+        )
+        return r2_of(sse, fold.yy - fold.y.square() / fold.count, fold.yy)
+
+
+class DualSystem:
+    """The same problem from the rows themselves, for fewer rows than features: an ``(n, n)`` kernel matrix.
+
+    Args:
+        x: ``(n, D)`` shifted float64 features of the training rows.
+        y: ``(n, Q)`` shifted float64 targets.
+        held_out: features and targets of the fold, or ``None`` for the final fit.
+        offset: ``(D,)`` shift of the features.
+        standardize: whether features are divided by their standard deviation.
+    """
+
+    def __init__(
+        self, x: Tensor, y: Tensor, held_out: tuple[Tensor, Tensor] | None, offset: Tensor, standardize: bool
+    ) -> None:
+        self.mean_x, self.mean_y = x.mean(0), y.mean(0)
+        centred = x - self.mean_x
+        self.scale = scale_of(
+            torch.zeros_like(self.mean_x), centred.square().mean(0), self.mean_x + offset, len(x), standardize
+        )
+        self.x, self.y = centred.div_(self.scale), y - self.mean_y
+        self.kernel = self.x @ self.x.T
+        self.held_out = held_out
+        if held_out is not None:
+            self.cross = ((held_out[0] - self.mean_x) / self.scale) @ self.x.T
+
+    def solve(self, penalty: float) -> Tensor:
+        """Weights ``(D, Q)`` in standardised coordinates."""
+        return self.x.T @ cholesky_solve(self.kernel, self.y, penalty)
+
+    def r2(self, penalty: float) -> Tensor:
+        """``(Q,)`` R² on the held-out rows."""
+        assert self.held_out is not None
+        target = self.held_out[1]
+        error = target - self.mean_y - self.cross @ cholesky_solve(self.kernel, self.y, penalty)
+        return r2_of(error.square().sum(0), (target - target.mean(0)).square().sum(0), target.square().sum(0))
+
+
+def cholesky_(matrix: Tensor) -> bool:
+    """Overwrite the lower triangle of ``matrix`` with its Cholesky factor; false if it is not positive definite.
+
+    In place and by blocks: a library call on the whole matrix spends half of its time copying and masking.
+    """
+    size = len(matrix)
+    for start in range(0, size, _CHOLESKY_BLOCK):
+        stop = min(start + _CHOLESKY_BLOCK, size)
+        factor, failed = torch.linalg.cholesky_ex(matrix[start:stop, start:stop])
+        if failed:
+            return False
+        matrix[start:stop, start:stop] = factor
+        identity = torch.eye(stop - start, dtype=matrix.dtype, device=matrix.device)
+        panel = matrix[stop:, start:stop] @ torch.linalg.solve_triangular(factor, identity, upper=False).T
+        matrix[stop:, start:stop] = panel
+        for left in range(stop, size, 2 * _CHOLESKY_BLOCK):
+            right = min(left + 2 * _CHOLESKY_BLOCK, size)
+            matrix[left:, left:right].addmm_(panel[left - stop :], panel[left - stop : right - stop].T, alpha=-1)
+    return True
+
+
+def substitute(factor: Tensor, rhs: Tensor) -> Tensor:
+    """``(L Lᵀ)⁻¹ rhs`` for the factor L in the lower triangle of ``factor``."""
+    forward = torch.linalg.solve_triangular(factor, rhs, upper=False)
+    return torch.linalg.solve_triangular(factor.mT, forward, upper=True)
+
+
+def cholesky_solve(matrix: Tensor, rhs: Tensor, penalty: float) -> Tensor:
+    """``(matrix + penalty · I)⁻¹ rhs`` in double precision.
+
+    Raises:
+        LatentGymError: if the penalty is too small for the matrix to be positive definite.
+    """
+    shifted = matrix.clone()
+    shifted.diagonal().add_(penalty)
+    if not cholesky_(shifted):
+        raise LatentGymError(
+            f"ridge: the features are collinear and λ = {penalty:g} is too small to solve for; use larger lambdas"
+        )
+    return substitute(shifted, rhs)
+
+
+def r2_of(sse: Tensor, sst: Tensor, square: Tensor) -> Tensor:
+    """``1 − sse / sst``, NaN where the target is constant up to the rounding of its sum of squares."""
+    return torch.where(sst > 1e-12 * square, 1 - sse / sst, torch.nan)

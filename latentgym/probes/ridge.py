@@ -1,0 +1,315 @@
+"""Ridge regression as a linear readout: exact, one pass over the rows, penalty chosen by grouped cross-validation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from latentgym.errors import LatentGymError
+from latentgym.probes.gram import DualSystem, FoldSystem, Moments
+
+DEFAULT_LAMBDAS = tuple(float(10.0**power) for power in range(-1, 7))
+_BUFFER_ROWS = 4096
+
+
+def grouped_folds(groups: NDArray[Any], folds: int) -> dict[Any, int]:
+    """Fold of every group, balanced by rows; the assignment of scikit-learn's ``GroupKFold``.
+
+    Args:
+        groups: ``(n,)`` label of each row's group.
+        folds: number of folds.
+
+    Raises:
+        LatentGymError: if there are fewer groups than folds.
+    """
+    labels, counts = np.unique(groups, return_counts=True)
+    if len(labels) < folds:
+        raise LatentGymError(
+            f"cross-validation needs at least {folds} groups (episodes), one per fold, and found {len(labels)}; "
+            "record more episodes or pass a smaller folds="
+        )
+    load = np.zeros(folds)
+    fold_of: dict[Any, int] = {}
+    for index in np.argsort(counts)[::-1]:
+        lightest = int(np.argmin(load))
+        load[lightest] += counts[index]
+        fold_of[labels[index].item()] = lightest
+    return fold_of
+
+
+def pick_device(device: str) -> torch.device:
+    """``"auto"`` means the GPU if there is one."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(device)
+
+
+def as_matrix(values: ArrayLike | Tensor, name: str) -> Tensor:
+    """``values`` as a finite float64 ``(n, ·)`` tensor; a vector becomes one column.
+
+    Raises:
+        LatentGymError: on more than two dimensions, or NaN or infinite entries.
+    """
+    matrix = torch.as_tensor(values).to(torch.float64)
+    matrix = matrix[:, None] if matrix.ndim == 1 else matrix
+    if matrix.ndim != 2:
+        raise LatentGymError(f"{name}: expected (rows, columns), found shape {tuple(matrix.shape)}")
+    if not bool(torch.isfinite(matrix).all()):
+        row, column = torch.nonzero(~torch.isfinite(matrix))[0].tolist()
+        raise LatentGymError(
+            f"{name}: NaN or infinite value, first at row {row}, column {column}; "
+            "float16 latents overflow beyond 65504, encode in float32"
+        )
+    return matrix
+
+
+class RidgeProbe:
+    """Linear readout with an L2 penalty: minimises ‖Y − b − X̃ W‖² + λ ‖W‖².
+
+    X̃ are the features minus their mean, divided by their standard deviation where ``standardize`` is set; mean and
+    deviation come from the rows being fitted, so in cross-validation from the rows outside the fold (a pipeline of
+    scikit-learn's ``StandardScaler`` and ``Ridge``). Constant features get no weight. λ is the one with the highest
+    R², averaged over targets and folds, on folds of whole groups. Where features outnumber rows the dual form is solved.
+    A stream given to :meth:`partial_fit` needs memory that does not grow with its rows.
+
+    Args:
+        lambdas: penalties to choose from, in ascending order, all positive.
+        standardize: divide features by their standard deviation.
+        folds: number of cross-validation folds; unused when there is one λ.
+        device: torch device, ``"auto"`` for the GPU if there is one.
+        search: ``"grid"`` tries every λ; ``"climb"`` walks uphill from ``start``, which finds the same λ where the
+            cross-validation curve has one peak, at a fraction of the work.
+        start: λ near which ``"climb"`` starts; default: the middle of ``lambdas``.
+        target_groups: column indices of the targets that share a λ, one sequence per group; default: all share one.
+
+    Attributes:
+        lambda_: chosen λ (that of the first group, where there are several).
+        lambdas_: chosen λ per target group.
+        cv_scores_: λ to ``(Q,)`` mean R² over folds, for every λ that was tried (empty with one λ).
+        coef_: ``(D, Q)`` float64 weights for features as given.
+        intercept_: ``(Q,)`` float64.
+
+    Raises:
+        LatentGymError: on empty or non-positive ``lambdas`` or fewer than two folds.
+    """
+
+    def __init__(
+        self,
+        lambdas: Sequence[float] = DEFAULT_LAMBDAS,
+        standardize: bool = True,
+        folds: int = 5,
+        device: str = "auto",
+        *,
+        search: Literal["grid", "climb"] = "grid",
+        start: float | None = None,
+        target_groups: Sequence[Sequence[int]] | None = None,
+    ) -> None:
+        if not lambdas or min(lambdas) <= 0 or sorted(lambdas) != list(lambdas):
+            raise LatentGymError(f"lambdas: expected positive penalties in ascending order, found {tuple(lambdas)}")
+        if folds < 2:
+            raise LatentGymError(f"folds: expected at least 2, found {folds}")
+        self.lambdas, self.standardize, self.folds, self.device = tuple(lambdas), standardize, folds, device
+        self.search, self.start, self.target_groups = search, start, target_groups
+        self._reset()
+
+    def get_params(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        names = ("lambdas", "standardize", "folds", "device", "search", "start", "target_groups")
+        return {name: getattr(self, name) for name in names}
+
+    def _reset(self) -> None:
+        self._fold_of: dict[Any, int] = {}
+        self._load = np.zeros(self.folds)
+        self._pending: list[tuple[Tensor, Tensor, NDArray[np.int64]]] = []
+        self._pending_rows = self._rows = 0
+        self._moments: list[Moments] = []
+
+    def fit(self, X: ArrayLike | Tensor, Y: ArrayLike | Tensor, groups: ArrayLike | None = None) -> RidgeProbe:  # noqa: N803
+        """Choose λ and fit.
+
+        Args:
+            X: ``(n, D)`` features.
+            Y: ``(n, Q)`` targets, or ``(n,)``.
+            groups: ``(n,)`` group (episode) of each row; default: every row is its own group.
+
+        Raises:
+            LatentGymError: on mismatched or non-finite rows, or fewer groups than folds.
+        """
+        self._reset()
+        groups = np.arange(len(torch.as_tensor(X))) if groups is None else np.asarray(groups)
+        self.plan_folds(groups)
+        return self.partial_fit(X, Y, groups).finalize()
+
+    def plan_folds(self, groups: ArrayLike) -> RidgeProbe:
+        """Assign groups to folds before a stream starts, as ``GroupKFold`` would.
+
+        Without a plan, :meth:`partial_fit` gives each new group to the fold with the fewest rows so far.
+
+        Args:
+            groups: group of every row that will come.
+        """
+        self._reset()
+        if len(self.lambdas) > 1:
+            self._fold_of = grouped_folds(np.asarray(groups), self.folds)
+        return self
+
+    def partial_fit(self, X: ArrayLike | Tensor, Y: ArrayLike | Tensor, groups: ArrayLike) -> RidgeProbe:  # noqa: N803
+        """Take in a block of rows; arguments as in :meth:`fit`. Call :meth:`finalize` after the last block."""
+        x, y, labels = as_matrix(X, "X"), as_matrix(Y, "Y"), np.asarray(groups)
+        if not len(x) == len(y) == len(labels):
+            raise LatentGymError(f"X, Y and groups disagree: {len(x)}, {len(y)} and {len(labels)} rows")
+        if not len(x):
+            return self
+        device = pick_device(self.device)
+        x, y = x.to(device), y.to(device)
+        if not self._rows:
+            self._offset_x, self._offset_y = x.mean(0), y.mean(0)
+        elif (x.shape[1], y.shape[1]) != (len(self._offset_x), len(self._offset_y)):
+            raise LatentGymError(
+                f"expected {len(self._offset_x)} features and {len(self._offset_y)} targets as in the first block, "
+                f"found {x.shape[1]} and {y.shape[1]}"
+            )
+        self._rows += len(x)
+        self._pending_rows += len(x)
+        self._pending.append((x - self._offset_x, y - self._offset_y, self._assign(labels)))
+        if self._pending_rows > max(_BUFFER_ROWS, x.shape[1]):
+            self._flush()
+        return self
+
+    def _assign(self, labels: NDArray[Any]) -> NDArray[np.int64]:
+        """Fold of each row; new groups go to the fold with the fewest rows."""
+        unique, first, inverse, counts = np.unique(labels, return_index=True, return_inverse=True, return_counts=True)
+        fold = np.empty(len(unique), dtype=np.int64)
+        for index in np.argsort(first):
+            label = unique[index].item()
+            fold[index] = self._fold_of.setdefault(label, int(np.argmin(self._load)))
+            self._load[fold[index]] += counts[index]
+        return fold[inverse.reshape(-1)]
+
+    def _flush(self) -> None:
+        """Turn the rows held back into moments."""
+        x, y, fold = self._concatenated()
+        if not self._moments:
+            self._moments = [Moments.zeros(x.shape[1], y.shape[1], x.device) for _ in range(self.folds)]
+        for index, moments in enumerate(self._moments):
+            rows = torch.from_numpy(np.flatnonzero(fold == index)).to(x.device)
+            if len(rows):
+                moments.add(x[rows], y[rows])
+        self._pending, self._pending_rows = [], 0
+
+    def _concatenated(self) -> tuple[Tensor, Tensor, NDArray[np.int64]]:
+        x, y, fold = zip(*self._pending, strict=True)
+        return torch.cat(x), torch.cat(y), np.concatenate(fold)
+
+    def finalize(self) -> RidgeProbe:
+        """Choose λ and solve, after the last block; the sums are dropped.
+
+        Raises:
+            LatentGymError: if there were fewer than two rows, or fewer groups than folds.
+        """
+        if self._rows < 2:
+            raise LatentGymError(f"a ridge probe needs at least 2 rows, found {self._rows}")
+        searching = len(self.lambdas) > 1
+        if searching and len(np.unique(list(self._fold_of.values()))) < self.folds:
+            grouped_folds(np.array(list(self._fold_of)), self.folds)
+        dual = not self._moments and self._rows < len(self._offset_x)
+        final, systems = (self._dual_systems if dual else self._primal_systems)(searching)
+        targets = len(self._offset_y)
+        columns = [list(group) for group in self.target_groups or (range(targets),)]
+        self.cv_scores_: dict[float, NDArray[np.float64]] = {}
+        self.lambdas_ = tuple(self._choose(systems, group) for group in columns)
+        self.lambda_ = self.lambdas_[0]
+        slopes = torch.empty((len(self._offset_x), targets), dtype=torch.float64, device=self._offset_x.device)
+        for penalty in set(self.lambdas_):
+            chosen = [c for group, own in zip(columns, self.lambdas_, strict=True) if own == penalty for c in group]
+            slopes[:, chosen] = (final.solve(penalty) / final.scale[:, None])[:, chosen]
+        self.coef_ = slopes
+        self.intercept_ = final.mean_y + self._offset_y - (final.mean_x + self._offset_x) @ slopes
+        self._reset()
+        return self
+
+    def _primal_systems(self, searching: bool) -> tuple[FoldSystem, list[FoldSystem]]:
+        if self._pending:
+            self._flush()
+        for moments in self._moments:
+            moments.mirror()
+        total = Moments(
+            sum(fold.count for fold in self._moments),
+            *(sum(getattr(fold, name) for fold in self._moments) for name in ("x", "y", "xx", "xy", "yy")),  # type: ignore[misc]
+        )
+        systems = [FoldSystem(total, fold, self._offset_x, self.standardize) for fold in self._moments if searching]
+        return FoldSystem(total, None, self._offset_x, self.standardize), systems
+
+    def _dual_systems(self, searching: bool) -> tuple[DualSystem, list[DualSystem]]:
+        x, y, fold = self._concatenated()
+        systems = []
+        for index in range(self.folds if searching else 0):
+            out = torch.from_numpy(fold == index).to(x.device)
+            systems.append(DualSystem(x[~out], y[~out], (x[out], y[out]), self._offset_x, self.standardize))
+        return DualSystem(x, y, None, self._offset_x, self.standardize), systems
+
+    def _choose(self, systems: Sequence[FoldSystem] | Sequence[DualSystem], columns: Sequence[int]) -> float:
+        if not systems:
+            return self.lambdas[0]
+
+        def score(index: int) -> float:
+            penalty = self.lambdas[index]
+            if penalty not in self.cv_scores_:
+                self.cv_scores_[penalty] = _mean_over_folds(system.r2(penalty) for system in systems)
+            own = self.cv_scores_[penalty][columns]
+            return float(own[np.isfinite(own)].mean()) if np.isfinite(own).any() else -np.inf
+
+        if self.search == "grid":
+            return self.lambdas[int(np.argmax([score(index) for index in range(len(self.lambdas))]))]
+        middle = self.lambdas[len(self.lambdas) // 2] if self.start is None else self.start
+        best = int(np.argmin(np.abs(np.log(np.array(self.lambdas) / middle))))
+        for step in (1, -1):
+            while 0 <= best + step < len(self.lambdas) and score(best + step) > score(best):
+                best += step
+        return self.lambdas[best]
+
+    def predict(self, X: ArrayLike | Tensor) -> NDArray[np.float64]:  # noqa: N803
+        """Predictions ``(n, Q)`` float64 for features ``(n, D)``.
+
+        Raises:
+            LatentGymError: if the probe is not fitted, or on another number of features or non-finite ones.
+        """
+        if not hasattr(self, "coef_"):
+            raise LatentGymError("the ridge probe is not fitted; call fit, or partial_fit and finalize, first")
+        x = as_matrix(X, "X").to(self.coef_.device)
+        if x.shape[1] != len(self.coef_):
+            raise LatentGymError(f"expected {len(self.coef_)} features, found {x.shape[1]}")
+        predictions: NDArray[np.float64] = (x @ self.coef_ + self.intercept_).cpu().numpy()
+        return predictions
+
+    def score(self, X: ArrayLike | Tensor, Y: ArrayLike | Tensor) -> float:  # noqa: N803
+        """R² averaged over the targets that are not constant in ``Y``."""
+        return mean_r2(as_matrix(Y, "Y").numpy(), self.predict(X))
+
+
+def mean_r2(target: NDArray[np.float64], prediction: NDArray[np.float64]) -> float:
+    """R² averaged over the columns of ``target (n, Q)`` that are not constant.
+
+    Raises:
+        LatentGymError: on mismatched shapes, or if every column is constant.
+    """
+    if target.shape != prediction.shape:
+        raise LatentGymError(f"targets {target.shape} and predictions {prediction.shape} have different shapes")
+    varies = np.ptp(target, axis=0) > 0
+    if not varies.any():
+        raise LatentGymError("R² is undefined: every target column is constant")
+    sse = np.square(target - prediction).sum(0)[varies]
+    return float((1 - sse / np.square(target - target.mean(0)).sum(0)[varies]).mean())
+
+
+def _mean_over_folds(scores: Iterable[Tensor]) -> NDArray[np.float64]:
+    """``(Q,)`` mean over the folds where a target's R² is defined, NaN where it is in none."""
+    table = np.stack([score.cpu().numpy() for score in scores])
+    defined = np.isfinite(table)
+    total = np.where(defined, table, 0).sum(0)
+    return np.divide(total, defined.sum(0), out=np.full(table.shape[1], np.nan), where=defined.any(0))

@@ -1,0 +1,22 @@
+"""Rollouts: closed-loop evaluation on fixed seeds, videos, and the link between proxies and success."""
+
+from latentgym.rollouts.chunks import EpisodeRecord
+from latentgym.rollouts.evaluate import Evaluation, Summary, evaluate, resolve_policy, rollout_seeds
+from latentgym.rollouts.link import LinkPoint, LinkRow, link, link_studies, read_points, write_points
+from latentgym.rollouts.video import write_video
+
+__all__ = [
+    "EpisodeRecord",
+    "Evaluation",
+    "LinkPoint",
+    "LinkRow",
+    "Summary",
+    "evaluate",
+    "link",
+    "link_studies",
+    "read_points",
+    "resolve_policy",
+    "rollout_seeds",
+    "write_points",
+    "write_video",
+]

@@ -1,0 +1,228 @@
+"""From finished cells to a study's tidy rows, link points and link."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file
+
+from latentgym.artifacts import read_json
+from latentgym.results import Row
+from latentgym.rollouts.link import LinkPoint
+from latentgym.statistics import (
+    crossed_bootstrap_interval,
+    mcnemar,
+    newcombe_interval,
+    percentile_interval,
+    wilson_interval,
+)
+from latentgym.studies.config import StudyConfig
+from latentgym.studies.plan import EncoderUse, SuitePlan
+
+SUPERVISED_REFERENCE = "inverse_dynamics"
+# Every proxy that the link ranks: its name, and the row that holds it (metric, readout, input, k, subset).
+PROXIES: dict[str, tuple[str, str | None, str | None, int | None, str | None]] = {
+    "action_r2": ("action_r2", "ridge", "pair", 1, "all"),
+    "action_r2_k4": ("action_r2", "ridge", "pair", 4, "all"),
+    "action_r2_random_actions": ("action_r2_random_actions", "ridge", "pair", 1, "random_actions"),
+    "action_r2_mlp": ("action_r2", "mlp", "pair", 1, "all"),
+    "action_r2_mean_pooled": ("action_r2", "ridge_mean", "pair", 1, "all"),
+    "pearson_r": ("pearson_r", "ridge", "pair", 1, "all"),
+    "temporal_gain": ("temporal_gain", "ridge", "pair", 1, "all"),
+    "single_frame_r2": ("single_frame_r2", "ridge", "single", 1, "all"),
+    "selectivity": ("selectivity", "ridge", "pair", 1, "all"),
+    "description_length": ("description_length_bits_saved", "ridge", "pair", 1, "all"),
+    "cloning_r2": ("cloning_r2", "policy", None, None, None),
+    "psnr_db": ("psnr_db", "decoder", None, None, None),
+}
+
+
+@dataclasses.dataclass
+class Measured:
+    """Everything measured on one encoder in one environment."""
+
+    use: EncoderUse
+    env: str
+    rows: list[Row]
+    replicates: dict[str, NDArray[np.float64]]
+    success: dict[int, NDArray[np.bool_]]
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The columns that name the encoder in a row."""
+        family = self.rows[0].family if self.rows else self.use.name
+        return {
+            "env": self.env,
+            "encoder": self.use.name,
+            "family": family,
+            "seed": self.use.seed,
+            "checkpoint": self.use.checkpoint,
+        }
+
+    def value(self, proxy: str) -> float | None:
+        """The proxy's value, averaged over policy seeds where there are several."""
+        values = [row.value for row in self.rows if _is_proxy(row, proxy) and row.value is not None]
+        return float(np.mean(values)) if values else None
+
+
+def _is_proxy(row: Row, proxy: str) -> bool:
+    metric, readout, frames, k, subset = PROXIES[proxy]
+    found = (row.metric, row.readout, row.input, row.k, row.subset)
+    wanted = (metric, readout, frames, k, subset)
+    return row.dimension in (None, "macro") and all(b is None or a == b for a, b in zip(found, wanted, strict=True))
+
+
+def replicate_key(proxy: str) -> str:
+    """Name of a proxy's bootstrap replicates in a cell's ``replicates.safetensors``."""
+    metric, readout, frames, k, subset = PROXIES[proxy]
+    return "|".join(str(part) for part in (metric, readout, frames, k, subset) if part is not None)
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Rows as a cell wrote them."""
+    return [Row(**item) for item in read_json(path)]
+
+
+def measure(plan: SuitePlan, root: Path) -> list[Measured]:
+    """Gather what the cells of a suite measured, encoder by encoder and environment by environment."""
+    fidelity = {(use.name, use.seed): cell.folder(root) for use, cell in plan.fidelity}
+    success: dict[tuple[str, str, int, int | None], dict[int, NDArray[np.bool_]]] = {}
+    for use, env, policy_seed, cell in plan.rollouts:
+        records = read_json(cell.folder(root) / "rollouts.json")["records"]
+        outcome = np.array([record["success"] for record in records], bool)
+        success.setdefault((use.name, env, use.seed, use.checkpoint), {})[policy_seed] = outcome
+    measured = []
+    for use, env, cell in plan.offline:
+        rows = read_rows(cell.folder(root) / "rows.json")
+        replicates = dict(load_file(cell.folder(root) / "replicates.safetensors"))
+        decoded = fidelity.get((use.name, use.seed)) if use.checkpoint is None else None
+        if decoded is not None:
+            rows += read_rows(decoded / "rows.json")
+            replicates |= load_file(decoded / "replicates.safetensors")
+        outcome_by_seed = success[(use.name, env, use.seed, use.checkpoint)]
+        measured.append(Measured(use, env, rows, replicates, outcome_by_seed))
+    return measured
+
+
+def all_rows(plan: SuitePlan, measured: Sequence[Measured], root: Path, config: StudyConfig) -> list[Row]:
+    """Every row of a suite: measured ones, then those that compare encoders."""
+    rows = [row for env, cell in plan.floors for row in read_rows(cell.folder(root) / "rows.json")]
+    decoded: set[tuple[str, int]] = set()
+    for item in measured:
+        first = (item.use.name, item.use.seed) not in decoded
+        decoded.add((item.use.name, item.use.seed))
+        rows += [row for row in item.rows if row.readout != "decoder" or (first and item.use.checkpoint is None)]
+        rows += list(_success_rows(item, config.seed))
+    for item in measured:
+        rows += list(_comparisons(item, measured))
+    rows += list(_baseline_rows(plan, root))
+    return rows
+
+
+def _success_rows(item: Measured, seed: int) -> Iterator[Row]:
+    for policy_seed, outcome in sorted(item.success.items()):
+        low, high = wilson_interval(int(outcome.sum()), outcome.size)
+        yield Row(
+            **item.identity, metric="success_rate", readout="policy", policy_seed=policy_seed,
+            value=float(outcome.mean()), low=low, high=high, n=outcome.size,
+        )  # fmt: skip
+    if len(item.success) > 1:
+        table = np.stack([outcome for _, outcome in sorted(item.success.items())])
+        low, high = crossed_bootstrap_interval(table, seed=seed)
+        yield Row(
+            **item.identity, metric="success_rate", readout="policy",
+            value=float(table.mean()), low=low, high=high, n=table.size,
+        )  # fmt: skip
+
+
+def _comparisons(item: Measured, measured: Sequence[Measured]) -> Iterator[Row]:
+    """Share of the state ceiling, and paired differences from the random-weight twin."""
+    ceiling = _find(measured, "state", item.env, 0)
+    twin = _find(measured, "random", item.env, item.use.seed)
+    probe = {"readout": "ridge", "input": "pair", "k": 1, "subset": "all", "dimension": "macro"}
+    if ceiling is not None and item is not ceiling:
+        ours, best = item.value("action_r2"), ceiling.value("action_r2")
+        if ours is not None and best is not None and best > 0:
+            top = ceiling.replicates[replicate_key("action_r2")]
+            shares = item.replicates[replicate_key("action_r2")] / np.where(top > 0, top, np.nan)
+            low, high = percentile_interval(shares[np.isfinite(shares)])
+            yield Row(
+                **item.identity, **probe, metric="action_r2_share_of_state",
+                value=ours / best, low=low, high=high, n=_episodes(item),
+            )  # fmt: skip
+    if twin is not None and item is not twin:
+        ours, floor = item.value("action_r2"), twin.value("action_r2")
+        if ours is not None and floor is not None:
+            key = replicate_key("action_r2")
+            low, high = percentile_interval(item.replicates[key] - twin.replicates[key])
+            yield Row(
+                **item.identity, **probe, metric="action_r2_minus_random",
+                value=ours - floor, low=low, high=high, n=_episodes(item),
+            )  # fmt: skip
+        yield from _paired_success(item, twin)
+
+
+def _paired_success(item: Measured, twin: Measured) -> Iterator[Row]:
+    """Paired Newcombe interval and exact McNemar p-value over the shared initial states, per policy seed."""
+    for policy_seed in sorted(set(item.success) & set(twin.success)):
+        ours, floor = item.success[policy_seed], twin.success[policy_seed]
+        low, high = newcombe_interval(ours, floor)
+        columns = {**item.identity, "readout": "policy", "policy_seed": policy_seed, "n": ours.size}
+        difference = float(ours.mean() - floor.mean())
+        yield Row(**columns, metric="success_minus_random", value=difference, low=low, high=high)
+        yield Row(**columns, metric="success_minus_random_p_value", value=mcnemar(ours, floor))
+
+
+def _episodes(item: Measured) -> int | None:
+    return next((row.n for row in item.rows if _is_proxy(row, "action_r2")), None)
+
+
+def _find(measured: Sequence[Measured], name: str, env: str, seed: int) -> Measured | None:
+    wanted = (name, env, seed, None)
+    found = [item for item in measured if (item.use.name, item.env, item.use.seed, item.use.checkpoint) == wanted]
+    return found[0] if found else None
+
+
+def _baseline_rows(plan: SuitePlan, root: Path) -> Iterator[Row]:
+    for name, env, policy_seed, cell in plan.baselines:
+        records = read_json(cell.folder(root) / "rollouts.json")["records"]
+        successes, total = sum(bool(record["success"]) for record in records), len(records)
+        low, high = wilson_interval(successes, total)
+        family = "floor" if name in ("random", "constant") else "reference"
+        yield Row(
+            env=env, encoder=f"{name} policy", family=family, metric="success_rate", readout="policy",
+            policy_seed=policy_seed, value=successes / total, low=low, high=high, n=total,
+        )  # fmt: skip
+
+
+def link_points(measured: Sequence[Measured], config: StudyConfig, parameters: dict[str, int]) -> list[LinkPoint]:
+    """The points of the link: encoders that read pixels, whatever their family; floors of raw input stay out."""
+    out_of_link = {"pixels", *config.references}
+    points = []
+    for item in measured:
+        if item.use.name in out_of_link:
+            continue
+        values = {proxy: item.value(proxy) for proxy in PROXIES}
+        known = {proxy: value for proxy, value in values.items() if value is not None}
+        replicates = {
+            proxy: [float(value) for value in item.replicates[replicate_key(proxy)]]
+            for proxy in known
+            if replicate_key(proxy) in item.replicates
+        }
+        identity = item.identity
+        points.append(
+            LinkPoint(
+                **identity,
+                reference=item.use.name == SUPERVISED_REFERENCE,
+                parameters=parameters.get(item.use.name, 0),
+                proxies=known,
+                proxy_replicates=replicates,
+                success=[[int(won) for won in outcome] for _, outcome in sorted(item.success.items())],
+            )
+        )
+    return points

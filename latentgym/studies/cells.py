@@ -1,0 +1,253 @@
+"""What each kind of cell does: one function a kind, reading its inputs' folders and writing its own."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+
+from latentgym.artifacts import read_json, write_json
+from latentgym.encoders import Encoder, FeatureCache, load_encoder
+from latentgym.encoders.pretraining import pretrain
+from latentgym.encoders.small import random_small
+from latentgym.envs.recording import record
+from latentgym.policies import CloningPolicy, Policy, load_policy, train_policy
+from latentgym.policies.baselines import ConstantPolicy, ExpertPolicy, RandomPolicy
+from latentgym.policies.convnet import train_convnet_policy
+from latentgym.probes import fidelity, probe, probe_floors
+from latentgym.results import Row
+from latentgym.rollouts import evaluate
+from latentgym.seeding import derive_seed
+from latentgym.trajectories import Dataset, Split, open_dataset, split_episodes
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A cell as its function sees it.
+
+    Attributes:
+        params: what determines the result.
+        inputs: folders of the input cells, by label.
+        out: folder to write to.
+        root: the study's folder (for caches only).
+    """
+
+    params: Mapping[str, Any]
+    inputs: Mapping[str, Path]
+    out: Path
+    root: Path
+
+    @property
+    def seed(self) -> int:
+        """The study's seed."""
+        return int(self.params["seed"])
+
+
+def _split_of(dataset: Dataset, seed: int) -> Split:
+    """The one split of a data set that every cell of a study uses."""
+    return split_episodes(dataset, seed=derive_seed(seed, "split", dataset.env_id))
+
+
+def _suite_data(task: Task, seed: int) -> list[tuple[Dataset, Split]]:
+    datasets = [open_dataset(path / "dataset") for label, path in sorted(task.inputs.items()) if label != "encoder"]
+    return [(dataset, _split_of(dataset, seed)) for dataset in datasets]
+
+
+def _encoder_of(task: Task) -> Encoder:
+    """The encoder that a cell works on, under the name that the study gives it."""
+    use = task.params["encoder"]
+    if "encoder" in task.inputs:
+        folder = task.inputs["encoder"] / "encoder"
+        encoder = load_encoder(folder if use["checkpoint"] is None else folder / f"checkpoint-{use['checkpoint']}")
+    elif use["source"] == "random":
+        encoder = random_small(derive_seed(task.seed, "pretrain", use["seed"]))
+    else:
+        encoder = load_encoder(use["source"])
+    return encoder
+
+
+def _write_rows(task: Task, rows: Sequence[Row]) -> None:
+    """Write rows under the study's name, seed and checkpoint of the encoder."""
+    use = task.params["encoder"]
+    named = [
+        dataclasses.replace(row, encoder=use["name"], seed=use["seed"], checkpoint=use["checkpoint"]) for row in rows
+    ]
+    write_json(task.out / "rows.json", [row.to_dict() for row in named])
+
+
+def _encoder_facts(task: Task, encoder: Encoder) -> dict[str, Any]:
+    """What the report's table of encoders says of one."""
+    training = {}
+    if "encoder" in task.inputs:
+        training = read_json(task.inputs["encoder"] / "encoder" / "encoder.json")["training"]
+    names = ("family", "licence", "parameters", "trained_on_actions", "temporal", "source", "weights_digest")
+    return {
+        **{name: getattr(encoder.spec, name) for name in names},
+        "extra_parameters": training.get("parameters_extra", 0),
+        "training_flops": training.get("training_flops", 0),
+    }
+
+
+def _write_replicates(task: Task, replicates: Mapping[str, NDArray[np.floating[Any]]]) -> None:
+    arrays = {key: np.ascontiguousarray(values, np.float64) for key, values in replicates.items()}
+    save_file(arrays, task.out / "replicates.safetensors")
+
+
+def run_record(task: Task) -> None:
+    """Record one environment's data set into ``dataset/``."""
+    params = task.params
+    record(
+        params["env"],
+        task.out / "dataset",
+        episodes=params["episodes"],
+        policy=params["policy"],
+        seed=derive_seed(task.seed, "record", params["env"]),
+        random_fraction=params["random_fraction"],
+        image_size=params["image_size"],
+        env_options=params["env_options"],
+    )
+
+
+def run_pretrain(task: Task) -> None:
+    """Pretrain one encoder on the training episodes of the suite into ``encoder/``."""
+    params = task.params
+    data = [(dataset, split.train) for dataset, split in _suite_data(task, params["study_seed"])]
+    pretrain(
+        params["objective"],
+        data,
+        out=task.out / "encoder",
+        seed=derive_seed(params["study_seed"], "pretrain", params["seed"]),
+        steps=params["steps"],
+        batch_size=params["batch_size"],
+        checkpoints=params["checkpoints"],
+    )
+
+
+def run_fidelity(task: Task) -> None:
+    """Train the equal decoder on one encoder's latents; keep PSNR, SSIM and example reconstructions."""
+    params = task.params
+    result = fidelity(
+        _suite_data(task, task.seed),
+        _encoder_of(task),
+        steps=params["steps"],
+        batch_size=params["batch_size"],
+        seed=derive_seed(task.seed, "fidelity"),
+        replicates=params["replicates"],
+    )
+    _write_rows(task, [dataclasses.replace(row, env=params["suite"]) for row in result.rows])
+    _write_replicates(task, result.replicates)
+    save_file({"examples": np.ascontiguousarray(result.examples)}, task.out / "examples.safetensors")
+    facts = {"decoder_parameters": result.decoder_parameters, "latent_floats": result.latent_floats_per_frame}
+    write_json(task.out / "fidelity.json", facts)
+
+
+def run_offline(task: Task) -> None:
+    """Probe one encoder on one data set and train its cloning heads on the same features."""
+    params = task.params
+    dataset = open_dataset(task.inputs["data"] / "dataset")
+    split, encoder = _split_of(dataset, task.seed), _encoder_of(task)
+    keeps_features = bool(params["encoder"]["digest"])
+    cache = FeatureCache(task.root / "features" if keeps_features else task.out / "features")
+    settings = params["probe"]
+    result = probe(
+        dataset,
+        encoder,
+        split=split,
+        horizons=tuple(settings["horizons"]),
+        mlp_horizons=tuple(settings["mlp_horizons"]),
+        mlp_steps=settings["mlp_steps"],
+        mlp_seeds=settings["mlp_seeds"],
+        replicates=settings["replicates"],
+        seed=derive_seed(task.seed, "probe", params["env"]),
+        cache=cache,
+    )
+    rows, replicates = list(result.rows), dict(result.replicates)
+    for policy_seed in params["policy_seeds"]:
+        policy = train_policy(
+            dataset,
+            encoder,
+            split=split,
+            demonstrations=params["demonstrations"],
+            seed=derive_seed(task.seed, "policy", params["env"], policy_seed),
+            cache=cache,
+            **params["policy"],
+        )
+        policy.save(task.out / "policies" / str(policy_seed))
+        rows += [dataclasses.replace(row, policy_seed=policy_seed) for row in policy.rows()]
+    _write_rows(task, rows)
+    _write_replicates(task, replicates)
+    write_json(task.out / "encoder.json", _encoder_facts(task, encoder))
+    if not keeps_features:
+        shutil.rmtree(task.out / "features", ignore_errors=True)
+
+
+def run_floors(task: Task) -> None:
+    """Score the predictors that look at no latent: the constant and the previous action."""
+    dataset = open_dataset(task.inputs["data"] / "dataset")
+    settings = task.params["probe"]
+    rows = probe_floors(
+        dataset,
+        split=_split_of(dataset, task.seed),
+        horizons=tuple(settings["horizons"]),
+        replicates=settings["replicates"],
+    )
+    write_json(task.out / "rows.json", [row.to_dict() for row in rows])
+
+
+def run_convnet(task: Task) -> None:
+    """Train the end-to-end baseline from pixels."""
+    params = task.params
+    dataset = open_dataset(task.inputs["data"] / "dataset")
+    policy = train_convnet_policy(
+        dataset,
+        split=_split_of(dataset, task.seed),
+        demonstrations=params["demonstrations"],
+        seed=derive_seed(task.seed, "convnet", params["env"], params["policy_seed"]),
+        steps=params["steps"],
+    )
+    policy.save(task.out / "policies" / str(params["policy_seed"]))
+
+
+def _policy_of(task: Task) -> Policy:
+    name = task.params["policy"]
+    if "policy" in task.inputs:
+        return load_policy(task.inputs["policy"] / name)
+    dataset = open_dataset(task.inputs["data"] / "dataset")
+    if name == "expert":
+        return ExpertPolicy()
+    if name == "random":
+        return RandomPolicy(dataset.action_spec)
+    return ConstantPolicy.fit(dataset, _split_of(dataset, task.seed).train)
+
+
+def run_rollout(task: Task) -> None:
+    """Roll a policy out on the environment's fixed seed list."""
+    params = task.params
+    seeds = [derive_seed(task.seed, "rollout", params["env"], index) for index in range(params["rollouts"])]
+    evaluation = evaluate(
+        params["env"],
+        _policy_of(task),
+        seeds,
+        batch_size=params["batch_size"],
+        env_options={"image_size": params["image_size"], **params["env_options"]},
+        video_dir=task.out / "videos" if params["videos"] else None,
+        videos=(params["videos"], params["videos"]),
+    )
+    write_json(task.out / "rollouts.json", evaluation.to_dict())
+
+
+RUNNERS: dict[str, Callable[[Task], None]] = {
+    "record": run_record,
+    "pretrain": run_pretrain,
+    "fidelity": run_fidelity,
+    "offline": run_offline,
+    "floors": run_floors,
+    "convnet": run_convnet,
+    "rollout": run_rollout,
+}

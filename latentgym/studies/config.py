@@ -1,0 +1,217 @@
+"""Study configuration: a TOML file or a shipped name becomes one validated, fully spelled-out object."""
+
+from __future__ import annotations
+
+import tomllib
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from latentgym.errors import LatentGymError, UnknownNameError
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Suite(_Section):
+    """Environments that share their pretraining runs.
+
+    Attributes:
+        name: short name, shown in the report.
+        envs: environment ids.
+        env_options: keyword arguments for :func:`latentgym.make_env`.
+        image_size: side of the recorded frames in pixels.
+        episodes: episodes recorded per environment.
+        random_fraction: share of them driven by random actions.
+        policy: behaviour policy of the others.
+        demonstrations: training demonstrations that the cloning heads may use (fewer separate encoders better).
+        rollouts: paired rollouts per policy.
+        pretraining_seeds: one pretraining run per family and seed.
+        pretraining_steps: optimiser steps of a pretraining run.
+        checkpoints: steps at which intermediate checkpoints are kept, probed and rolled out.
+        policy_seeds: seeds of the cloning heads on final checkpoints; intermediate ones use the first.
+        convnet_baseline: also train a policy end to end from pixels.
+    """
+
+    name: str
+    envs: tuple[str, ...] = Field(min_length=1)
+    env_options: dict[str, Any] = Field(default_factory=dict)
+    image_size: int = Field(64, ge=16)
+    episodes: int = Field(100, ge=10)
+    random_fraction: float = Field(0.5, ge=0.0, le=0.9)
+    policy: str = "noisy-expert"
+    demonstrations: int = Field(30, ge=1)
+    rollouts: int = Field(50, ge=2)
+    pretraining_seeds: tuple[int, ...] = (0,)
+    pretraining_steps: int = Field(800, ge=1)
+    checkpoints: tuple[int, ...] = ()
+    policy_seeds: tuple[int, ...] = (0,)
+    convnet_baseline: bool = False
+
+    @model_validator(mode="after")
+    def _checkpoints_inside(self) -> Suite:
+        outside = [step for step in self.checkpoints if not 0 < step < self.pretraining_steps]
+        if outside:
+            raise ValueError(f"checkpoints must lie strictly between 0 and pretraining_steps, found {outside}")
+        return self
+
+
+class PretrainingSettings(_Section):
+    """Settings that every pretraining run shares; equal data, steps and batch make families comparable."""
+
+    batch_size: int = Field(64, ge=2)
+
+
+class ProbeSettings(_Section):
+    """Offline probes: horizons in steps, MLP settings, bootstrap replicates."""
+
+    horizons: tuple[int, ...] = (1, 4)
+    mlp_horizons: tuple[int, ...] = (1,)
+    mlp_steps: int = Field(3000, ge=1)
+    mlp_seeds: int = Field(3, ge=1)
+    replicates: int = Field(1000, ge=10)
+
+
+class FidelitySettings(_Section):
+    """The equal decoder that measures PSNR."""
+
+    steps: int = Field(600, ge=1)
+    batch_size: int = Field(32, ge=1)
+
+
+class PolicySettings(_Section):
+    """Behaviour cloning on frozen latents (PROTOCOL #18)."""
+
+    steps: int = Field(2000, ge=1)
+    history: int = Field(3, ge=1)
+
+
+class RolloutSettings(_Section):
+    """Closed loop: rows per inference batch and videos kept per policy and outcome."""
+
+    batch_size: int = Field(25, ge=1)
+    videos: int = Field(1, ge=0)
+
+
+class LinkSettings(_Section):
+    """The link between probes and success: bootstrap replicates."""
+
+    replicates: int = Field(2000, ge=100)
+
+
+class StudyConfig(_Section):
+    """A whole study.
+
+    Attributes:
+        name: name of the study.
+        seed: root of every seed in it.
+        objectives: pretraining objectives, one family each (see ``latentgym encoders``).
+        floors: encoders that every table carries as floor.
+        references: encoders that read the simulator or proprioception; nothing need beat them.
+        weights: further encoders by folder or hub id, as ``name = "source"``.
+        suites: groups of environments.
+    """
+
+    name: str
+    seed: int = 0
+    objectives: tuple[str, ...] = Field(min_length=1)
+    floors: tuple[str, ...] = ("random", "pixels")
+    references: tuple[str, ...] = ("proprio", "state")
+    weights: dict[str, str] = Field(default_factory=dict)
+    suites: tuple[Suite, ...] = Field(min_length=1)
+    pretraining: PretrainingSettings = PretrainingSettings()
+    probe: ProbeSettings = ProbeSettings()
+    fidelity: FidelitySettings = FidelitySettings()
+    policy: PolicySettings = PolicySettings()
+    rollout: RolloutSettings = RolloutSettings()
+    link: LinkSettings = LinkSettings()
+
+    @field_validator("suites")
+    @classmethod
+    def _distinct(cls, suites: tuple[Suite, ...]) -> tuple[Suite, ...]:
+        envs = [env for suite in suites for env in suite.envs]
+        twice = sorted({env for env in envs if envs.count(env) > 1})
+        if twice:
+            raise ValueError(f"each environment may stand in one suite only, found twice: {', '.join(twice)}")
+        return suites
+
+    @model_validator(mode="after")
+    def _known_names(self) -> StudyConfig:
+        from latentgym.encoders.objectives import OBJECTIVES
+
+        for name in self.objectives:
+            if name not in OBJECTIVES:
+                raise UnknownNameError("pretraining objective", name, OBJECTIVES)
+        for role, names, known in (
+            ("floor", self.floors, ("random", "pixels")),
+            ("reference", self.references, ("proprio", "state")),
+        ):
+            for name in names:
+                if name not in known:
+                    raise UnknownNameError(f"{role} encoder", name, known)
+        return self
+
+
+def shipped_studies() -> tuple[str, ...]:
+    """Names of the studies that come with the suite."""
+    folder = resources.files("latentgym.studies") / "presets"
+    return tuple(sorted(item.name.removesuffix(".toml") for item in folder.iterdir() if item.name.endswith(".toml")))
+
+
+def load_config(source: str | Path) -> StudyConfig:
+    """Read a study by shipped name or from a TOML file.
+
+    Raises:
+        UnknownNameError: if ``source`` is neither.
+        LatentGymError: on bad TOML, an unknown key or a bad value; every problem is listed.
+    """
+    text = str(source)
+    if text in shipped_studies():
+        content = (resources.files("latentgym.studies") / "presets" / f"{text}.toml").read_text()
+    elif text.endswith(".toml"):
+        path = Path(source)
+        if not path.is_file():
+            raise LatentGymError(f"no such study file: {path}; give a TOML file or one of {', '.join(shipped_studies())}")
+        content = path.read_text()
+    else:
+        raise UnknownNameError("study", text, shipped_studies(), hint="(a file's name must end in .toml)")
+    try:
+        data = tomllib.loads(content)
+    except tomllib.TOMLDecodeError as error:
+        raise LatentGymError(f"{text} is not valid TOML: {error}") from error
+    return parse_config(data, text)
+
+
+def parse_config(data: dict[str, Any], origin: str) -> StudyConfig:
+    """Validate a configuration given as plain data; ``origin`` names it in errors."""
+    try:
+        return StudyConfig.model_validate(data)
+    except ValidationError as error:
+        problems = "; ".join(_explain(item["loc"], item["type"], item["msg"], item["input"]) for item in error.errors())
+        raise LatentGymError(f"{origin}: {problems}") from error
+
+
+def _explain(location: tuple[int | str, ...], kind: str, message: str, found: object) -> str:
+    where = ".".join(str(part) for part in location) or "study"
+    if kind == "extra_forbidden":
+        section = _section_at(location[:-1])
+        error = UnknownNameError("key", str(location[-1]), section.model_fields)
+        return f"{where}: {error}"
+    return f"{where}: {message} (found {found!r})" if kind != "missing" else f"{where}: this key is required"
+
+
+def _section_at(location: tuple[int | str, ...]) -> type[BaseModel]:
+    """The section of the configuration that an error's location points into."""
+    names: dict[str, type[BaseModel]] = {
+        "suites": Suite,
+        "pretraining": PretrainingSettings,
+        "probe": ProbeSettings,
+        "fidelity": FidelitySettings,
+        "policy": PolicySettings,
+        "rollout": RolloutSettings,
+        "link": LinkSettings,
+    }
+    return names[str(location[0])] if location else StudyConfig

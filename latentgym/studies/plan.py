@@ -1,0 +1,217 @@
+"""From a configuration to its cells: what is recorded, trained, probed and rolled out, and what depends on what."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from latentgym.studies.config import StudyConfig, Suite
+from latentgym.studies.engine import Cell
+
+BASELINE_POLICIES = ("expert", "random", "constant")
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderUse:
+    """One encoder as a study uses it.
+
+    Attributes:
+        name: name in the results.
+        seed: pretraining seed (0 for encoders that the study does not train).
+        checkpoint: pretraining step of an intermediate checkpoint, ``None`` for the final one.
+        source: what :func:`latentgym.load_encoder` loads, ``None`` for encoders that the study trains.
+        digest: digest of the source's weights, so that changed weights change the key.
+        cell: pretraining cell that makes it, ``None`` for a loaded one.
+    """
+
+    name: str
+    seed: int = 0
+    checkpoint: int | None = None
+    source: str | None = None
+    digest: str = ""
+    cell: Cell | None = None
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """What determines the encoder, beside the cell that trains it."""
+        return {
+            "name": self.name,
+            "seed": self.seed,
+            "checkpoint": self.checkpoint,
+            "source": self.source,
+            "digest": self.digest,
+        }
+
+    @property
+    def inputs(self) -> dict[str, Cell]:
+        """The pretraining cell, labelled ``encoder``, if there is one."""
+        return {} if self.cell is None else {"encoder": self.cell}
+
+    @property
+    def label(self) -> str:
+        """Short text for progress displays."""
+        step = "" if self.checkpoint is None else f" at step {self.checkpoint}"
+        return f"{self.name} (seed {self.seed}{step})"
+
+
+@dataclasses.dataclass
+class SuitePlan:
+    """Cells of one suite, by what they produce."""
+
+    suite: Suite
+    data: dict[str, Cell] = dataclasses.field(default_factory=dict)
+    uses: list[EncoderUse] = dataclasses.field(default_factory=list)
+    fidelity: list[tuple[EncoderUse, Cell]] = dataclasses.field(default_factory=list)
+    offline: list[tuple[EncoderUse, str, Cell]] = dataclasses.field(default_factory=list)
+    rollouts: list[tuple[EncoderUse, str, int, Cell]] = dataclasses.field(default_factory=list)
+    floors: list[tuple[str, Cell]] = dataclasses.field(default_factory=list)
+    baselines: list[tuple[str, str, int | None, Cell]] = dataclasses.field(default_factory=list)
+
+    def cells(self) -> Iterator[Cell]:
+        """Every cell after its inputs: recordings, pretraining, then the rest encoder by encoder."""
+        yield from self.data.values()
+        yield from (use.cell for use in self.uses if use.cell is not None)
+        yield from (cell for *_, cell in self.floors)
+        yield from (cell for *_, cell in self.baselines for cell in (*cell.inputs.values(), cell))
+        yield from (cell for *_, cell in self.offline)
+        yield from (cell for *_, cell in self.rollouts)
+        yield from (cell for *_, cell in self.fidelity)
+
+
+def plan_study(config: StudyConfig, digests: Mapping[str, str]) -> list[SuitePlan]:
+    """Lay out every cell of a study.
+
+    Args:
+        config: the study.
+        digests: weights digest of each entry of ``config.weights``.
+    """
+    return [_plan_suite(config, suite, digests) for suite in config.suites]
+
+
+def _plan_suite(config: StudyConfig, suite: Suite, digests: Mapping[str, str]) -> SuitePlan:
+    plan = SuitePlan(suite)
+    plan.data = {env: _record_cell(config, suite, env) for env in suite.envs}
+    plan.uses = [*_trained(config, suite, plan.data), *_loaded(config, suite, digests)]
+    for use in plan.uses:
+        if use.checkpoint is None and use.name not in config.references:
+            plan.fidelity.append((use, _fidelity_cell(config, suite, plan.data, use)))
+        for env in suite.envs:
+            offline = _offline_cell(config, suite, env, plan.data[env], use)
+            plan.offline.append((use, env, offline))
+            for policy_seed in _policy_seeds(suite, use):
+                cell = _rollout_cell(config, suite, env, f"policies/{policy_seed}", use.label, {"policy": offline})
+                plan.rollouts.append((use, env, policy_seed, cell))
+    for env in suite.envs:
+        plan.floors.append((env, _floors_cell(config, env, plan.data[env])))
+        plan.baselines += _baselines(config, suite, env, plan.data[env])
+    return plan
+
+
+def _policy_seeds(suite: Suite, use: EncoderUse) -> tuple[int, ...]:
+    return suite.policy_seeds if use.checkpoint is None else suite.policy_seeds[:1]
+
+
+def _record_cell(config: StudyConfig, suite: Suite, env: str) -> Cell:
+    params = {
+        "env": env,
+        "seed": config.seed,
+        **suite.model_dump(include={"env_options", "image_size", "episodes", "random_fraction", "policy"}),
+    }
+    return Cell("record", f"record {env}", params)
+
+
+def _trained(config: StudyConfig, suite: Suite, data: Mapping[str, Cell]) -> Iterator[EncoderUse]:
+    """Final checkpoints of every run first, then intermediate ones."""
+    cells = {
+        (objective, seed): Cell(
+            "pretrain",
+            f"pretrain {objective} (seed {seed}, {suite.name})",
+            {
+                "objective": objective,
+                "seed": seed,
+                "study_seed": config.seed,
+                "steps": suite.pretraining_steps,
+                "checkpoints": list(suite.checkpoints),
+                "batch_size": config.pretraining.batch_size,
+            },
+            data,
+        )
+        for seed in suite.pretraining_seeds
+        for objective in config.objectives
+    }
+    for checkpoint in (None, *suite.checkpoints):
+        for (objective, seed), cell in cells.items():
+            yield EncoderUse(objective, seed, checkpoint, cell=cell)
+
+
+def _loaded(config: StudyConfig, suite: Suite, digests: Mapping[str, str]) -> Iterator[EncoderUse]:
+    for name in config.floors:
+        seeds = suite.pretraining_seeds if name == "random" else (0,)
+        yield from (EncoderUse(name, seed, source=name) for seed in seeds)
+    for name in config.references:
+        yield EncoderUse(name, source=name)
+    for name, source in config.weights.items():
+        yield EncoderUse(name, source=source, digest=digests[name])
+
+
+def _fidelity_cell(config: StudyConfig, suite: Suite, data: Mapping[str, Cell], use: EncoderUse) -> Cell:
+    params = {
+        "suite": suite.name,
+        "encoder": use.params,
+        "seed": config.seed,
+        "replicates": config.probe.replicates,
+        **config.fidelity.model_dump(),
+    }
+    return Cell("fidelity", f"decode {use.label}", params, {**data, **use.inputs})
+
+
+def _offline_cell(config: StudyConfig, suite: Suite, env: str, data: Cell, use: EncoderUse) -> Cell:
+    params = {
+        "env": env,
+        "encoder": use.params,
+        "seed": config.seed,
+        "probe": config.probe.model_dump(mode="json"),
+        "policy": config.policy.model_dump(),
+        "policy_seeds": list(_policy_seeds(suite, use)),
+        "demonstrations": suite.demonstrations,
+    }
+    return Cell("offline", f"probe and clone {use.label} on {env}", params, {"data": data, **use.inputs})
+
+
+def _floors_cell(config: StudyConfig, env: str, data: Cell) -> Cell:
+    params = {"env": env, "seed": config.seed, "probe": config.probe.model_dump(mode="json")}
+    return Cell("floors", f"floors of {env}", params, {"data": data})
+
+
+def _rollout_cell(
+    config: StudyConfig, suite: Suite, env: str, policy: str, label: str, inputs: Mapping[str, Cell]
+) -> Cell:
+    params = {
+        "env": env,
+        "env_options": dict(suite.env_options),
+        "image_size": suite.image_size,
+        "policy": policy,
+        "seed": config.seed,
+        "rollouts": suite.rollouts,
+        **config.rollout.model_dump(),
+    }
+    return Cell("rollout", f"roll out {label} on {env}", params, inputs)
+
+
+def _baselines(
+    config: StudyConfig, suite: Suite, env: str, data: Cell
+) -> Iterator[tuple[str, str, int | None, Cell]]:
+    for policy in BASELINE_POLICIES:
+        yield policy, env, None, _rollout_cell(config, suite, env, policy, f"{policy} policy", {"data": data})
+    for seed in suite.policy_seeds if suite.convnet_baseline else ():
+        params = {
+            "env": env,
+            "seed": config.seed,
+            "policy_seed": seed,
+            "demonstrations": suite.demonstrations,
+            "steps": config.policy.steps,
+        }
+        trained = Cell("convnet", f"train ConvNet end to end on {env} (seed {seed})", params, {"data": data})
+        name = "convnet end to end"
+        yield name, env, seed, _rollout_cell(config, suite, env, f"policies/{seed}", name, {"policy": trained})

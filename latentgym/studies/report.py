@@ -1,0 +1,314 @@
+"""The report: one HTML page that opens from disk, offline, and answers the study's question before anything else."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from latentgym.artifacts import atomic_write, read_json
+from latentgym.errors import CorruptDataError
+from latentgym.studies import summary
+from latentgym.studies.summary import EncoderSummary, Estimate, Row
+from latentgym.studies.wording import (
+    METRICS,
+    format_compact,
+    format_duration,
+    format_interval,
+    format_number,
+    label_env,
+    label_metric,
+    label_name,
+    label_scope,
+    label_statistic,
+)
+
+# Only in the tables of single tasks: the main table must fit a page.
+DETAIL_COLUMNS = ("action_r2_share_of_state", "single_frame_r2")
+MEDIA_TYPES = {".mp4": "video/mp4", ".png": "image/png", ".webm": "video/webm", ".jpg": "image/jpeg"}
+# Curves are drawn with at most this many points: more cannot be seen.
+CURVE_POINTS = 160
+
+
+def write_report(study_dir: Path) -> Path:
+    """Write ``report.html`` from ``results.json`` and ``run.json``.
+
+    Every part that the study lacks (videos, fidelity, the link …) is left out of the page.
+
+    Args:
+        study_dir: folder of a study.
+
+    Returns:
+        Path of the page: one file, with scripts, videos and pictures inside.
+
+    Raises:
+        CorruptDataError: if ``results.json`` is missing or does not hold a study's results.
+    """
+    study_dir = Path(study_dir)
+    results = read_json(study_dir / "results.json")
+    if not isinstance(results, dict) or not isinstance(results.get("rows"), list):
+        raise CorruptDataError(f"{study_dir / 'results.json'} holds no study results: expected an object with 'rows'")
+    run = read_json(study_dir / "run.json") if (study_dir / "run.json").exists() else {}
+    path = study_dir / "report.html"
+    atomic_write(path, _render(_context(study_dir, results, run)))
+    return path
+
+
+def _render(context: Mapping[str, Any]) -> str:
+    from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+    from plotly.offline import get_plotlyjs
+
+    environment = Environment(
+        loader=PackageLoader("latentgym.studies", "templates"),
+        autoescape=select_autoescape(default=True, default_for_string=True),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "number": format_number,
+        "interval": format_interval,
+        "env": label_env,
+        "plain": label_name,
+        "compact": format_compact,
+        "duration": format_duration,
+        "metric": label_metric,
+        "statistic": label_statistic,
+        "scope": label_scope,
+        "inconclusive": summary.inconclusive,
+    }
+    return environment.get_template("report.html.j2").render(**context, plotly_js=get_plotlyjs())
+
+
+def _context(study_dir: Path, results: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything that the template shows."""
+    rows: list[Row] = results["rows"]
+    links: list[Row] = results.get("link") or []
+    entries = {entry["name"]: entry for entry in run.get("encoders") or []}
+    summaries = summary.summarise(rows, entries)
+    envs = summary.environments(rows)
+    figures = _figures(rows, summaries, envs)
+    columns = [m for m in METRICS if m != "success_rate" and any(m in s.overall for s in summaries)]
+    return {
+        "study": results.get("study") or run.get("study") or study_dir.name,
+        "answer": summary.answer(links),
+        "counts": _counts(rows, summaries, envs),
+        "checks": _checks(summaries, envs),
+        "envs": envs,
+        "groups": [(key, label, [s for s in summaries if s.group == key]) for key, label in summary.GROUPS.items()],
+        "columns": columns,
+        "main_columns": [name for name in columns if name not in DETAIL_COLUMNS],
+        "metrics": METRICS,
+        "overall_of": lambda item: item.overall,
+        "env_of": lambda env: lambda item: item.by_env[env],
+        "links": _link_tables(links),
+        "proxies_compared": len({row["proxy"] for row in links}),
+        "curves": _curves(run.get("curves") or {}),
+        "videos": _videos(study_dir, run.get("videos") or []),
+        "frames": _embedded(study_dir, run.get("frames") or []),
+        "reconstructions": _embedded(study_dir, run.get("reconstructions") or []),
+        "encoders": list(entries.values()),
+        "provenance": run.get("provenance") or {},
+        "config": json.dumps(run["config"], indent=2, ensure_ascii=False) if run.get("config") else "",
+        "cells": _cells(run.get("cells") or []),
+        "wall_s": run.get("wall_s"),
+        "reproduce": run.get("reproduce") or (run.get("provenance") or {}).get("command") or "",
+        "figures": _script_json(figures),
+        "figures_present": {name: bool(content) for name, content in figures.items()},
+    }
+
+
+def _counts(rows: Iterable[Row], summaries: Sequence[EncoderSummary], envs: Sequence[str]) -> dict[str, int]:
+    ranked = [s for s in summaries if s.group in ("pretrained", "supervised")]
+    # Rows without a policy seed pool others of the list.
+    rollouts = [r for r in rows if r["metric"] == "success_rate" and r.get("n") and r.get("policy_seed") is not None]
+    return {
+        "encoders": len(ranked),
+        "families": len({s.family for s in ranked}),
+        "runs": max((s.runs for s in ranked), default=0),
+        "tasks": len(envs),
+        "rollouts": sum(int(r["n"]) for r in rollouts),
+        "per_policy": max((int(r["n"]) for r in rollouts), default=0),
+    }
+
+
+def _checks(summaries: Sequence[EncoderSummary], envs: Sequence[str]) -> list[tuple[str, str]]:
+    """Success of the policies that show whether the tasks can be solved, and whether for nothing: name, counts."""
+    checks = []
+    for name in ("expert policy", "state", "constant policy", "random policy"):
+        for item in summaries:
+            found = [item.by_env[env].get("success_rate") for env in envs] if item.name == name else []
+            counts = [f"{rate.successes}/{rate.n}" for rate in found if rate and rate.n]
+            if counts:
+                checks.append((name, ", ".join(counts)))
+    return checks
+
+
+def _link_tables(links: Sequence[Row]) -> list[dict[str, Any]]:
+    """One table per environment and scope, the pooled environment first; cells by proxy and statistic.
+
+    A null's range is shown with the statistic that it judges; success's own reliability is the table's ceiling.
+    """
+    tables: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in sorted(links, key=lambda row: row["env"] != "all"):
+        table = tables.setdefault(
+            (row["env"], row["scope"]),
+            {"env": row["env"], "scope": row["scope"], "statistics": {}, "proxies": {}, "n": row.get("n_encoders"), "ceiling": None},
+        )
+        statistic, null = row["statistic"].removesuffix("_null"), row["statistic"].endswith("_null")
+        if statistic == "split_half_reliability":
+            table["ceiling"] = row
+        else:
+            table["statistics"][statistic] = True
+            cell = table["proxies"].setdefault(row["proxy"], {}).setdefault(statistic, {})
+            cell["null" if null else "row"] = row
+    return list(tables.values())
+
+
+def _figures(rows: Sequence[Row], summaries: Sequence[EncoderSummary], envs: Sequence[str]) -> dict[str, Any]:
+    """Data of the interactive figures; the page's script draws them."""
+    panels = [("all", "Mean over tasks")] if len(envs) > 1 else []
+    panels += [(env, label_env(env)) for env in envs]
+    bars = []
+    for env, title in panels:
+        cells = [(s, s.overall if env == "all" else s.by_env[env]) for s in summaries]
+        bars.append({"title": title, "bars": [_bar(s, found) for s, found in cells if "action_r2" in found]})
+    pareto = [
+        _identity(s) | {"x": _point(s.overall["psnr_db"]), "y": _point(s.overall["action_r2"])}
+        for s in summaries
+        if {"psnr_db", "action_r2"} <= s.overall.keys()
+    ]
+    return {
+        "bars": [panel for panel in bars if panel["bars"]],
+        "pareto": pareto if len(pareto) > 1 else [],
+        "scatter": _scatter(rows, summaries, envs),
+        "checkpoints": _checkpoints(rows, envs),
+        "metrics": {name: label_metric(name) for name in (*summary.PROXIES, "success_rate")},
+    }
+
+
+def _identity(item: EncoderSummary) -> dict[str, Any]:
+    return {"name": label_name(item.name), "family": item.family, "group": item.group}
+
+
+def _point(estimate: Estimate) -> dict[str, Any]:
+    return dataclasses.asdict(estimate)
+
+
+def _bar(item: EncoderSummary, found: Mapping[str, Estimate]) -> dict[str, Any]:
+    random_actions = found.get("action_r2_random_actions")
+    return _identity(item) | {
+        "r2": _point(found["action_r2"]),
+        "random_r2": _point(random_actions) if random_actions else None,
+    }
+
+
+def _scatter(rows: Sequence[Row], summaries: Sequence[EncoderSummary], envs: Sequence[str]) -> dict[str, Any]:
+    """Proxy to environment to points, one per encoder and pretraining run."""
+    rows = [row for row in rows if row.get("checkpoint") is None]
+    runs = {s.name: sorted({row["seed"] for row in rows if row["encoder"] == s.name}) for s in summaries}
+    found: dict[str, list[dict[str, Any]]] = {}
+    for env in envs:
+        for proxy in summary.PROXIES:
+            points = [
+                _identity(item) | {"seed": seed, "x": _point(x), "y": _point(y)}
+                for item in summaries
+                for seed in runs[item.name]
+                if (x := _one_run(rows, proxy, env, item.name, seed))
+                and (y := _one_run(rows, "success_rate", env, item.name, seed))
+            ]
+            if points:
+                found.setdefault(proxy, []).append({"title": label_env(env), "points": points})
+    return found
+
+
+def _one_run(rows: Iterable[Row], metric: str, env: str, encoder: str, seed: int) -> Estimate | None:
+    chosen = summary.select(rows, metric, env=env, encoder=encoder, seed=seed)
+    chosen = chosen or summary.select(rows, metric, env="all", encoder=encoder, seed=seed)
+    if metric == "success_rate":
+        return summary.success_of(chosen)
+    return Estimate(chosen[0]["value"], chosen[0]["low"], chosen[0]["high"]) if chosen else None
+
+
+def _checkpoints(rows: Sequence[Row], envs: Sequence[str]) -> list[dict[str, Any]]:
+    """Action R² and success along pretraining, mean over tasks and runs; empty where no checkpoint was kept."""
+    lines: dict[str, dict[str, Any]] = {}
+    for metric in ("action_r2", "success_rate"):
+        steps = sorted({row["checkpoint"] for row in rows if row.get("checkpoint") is not None})
+        for name in dict.fromkeys(row["encoder"] for row in rows if row.get("checkpoint") is not None):
+            line = lines.setdefault(name, {"name": label_name(name), "steps": [*map(str, steps), "final"]})
+            line["family"] = next(row["family"] for row in rows if row["encoder"] == name)
+            line["group"] = summary.group_of(name, line["family"])
+            line[metric] = [_mean_at(rows, metric, name, step, envs) for step in (*steps, None)]
+    return list(lines.values())
+
+
+def _mean_at(rows: Sequence[Row], metric: str, encoder: str, step: int | None, envs: Sequence[str]) -> float | None:
+    chosen = [row for row in summary.select(rows, metric, encoder=encoder, checkpoint=step) if row["env"] in envs]
+    return sum(row["value"] for row in chosen) / len(chosen) if chosen else None
+
+
+def _curves(curves: Mapping[str, Mapping[str, Sequence[float]]]) -> list[dict[str, Any]]:
+    """Loss curves as SVG paths in a 100 × 40 box: a panel per encoder (and suite), a line per pretraining run."""
+    panels: dict[str, list[tuple[Sequence[float], Sequence[float]]]] = {}
+    for name, curve in curves.items():
+        pairs = [pair for pair in zip(curve["step"], curve["loss"], strict=False) if math.isfinite(pair[1])]
+        if len(pairs) > 1:
+            stride = max(1, len(pairs) // CURVE_POINTS)
+            steps, losses = zip(*pairs[::stride], strict=True)
+            panels.setdefault(name.rpartition("/")[0], []).append((steps, losses))
+    drawn = []
+    for name, lines in panels.items():
+        low, high = (bound(value for _, losses in lines for value in losses) for bound in (min, max))
+        last = max(steps[-1] for steps, _ in lines) or 1
+        paths = [
+            "M"
+            + " L".join(
+                f"{100 * step / last:.1f},{40 - 40 * (loss - low) / ((high - low) or 1):.1f}"
+                for step, loss in zip(steps, losses, strict=True)
+            )
+            for steps, losses in lines
+        ]
+        drawn.append({"name": name, "paths": paths, "first": lines[0][1][0], "last": lines[0][1][-1], "steps": last})
+    return drawn
+
+
+def _embedded(study_dir: Path, entries: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Entries whose file is there, each with its content as a data URI."""
+    found = []
+    for entry in entries:
+        path = study_dir / entry["path"]
+        media_type = MEDIA_TYPES.get(path.suffix.lower())
+        if media_type and path.is_file():
+            content = base64.b64encode(path.read_bytes()).decode()
+            found.append({**entry, "uri": f"data:{media_type};base64,{content}"})
+    return found
+
+
+def _videos(study_dir: Path, entries: Iterable[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Videos by environment, successes first."""
+    videos: dict[str, list[dict[str, Any]]] = {}
+    for video in sorted(_embedded(study_dir, entries), key=lambda video: not video["success"]):
+        videos.setdefault(video["env"], []).append(video)
+    return videos
+
+
+def _cells(cells: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Cells by kind: how many, how many were reused, and the seconds that they took."""
+    kinds: dict[str, dict[str, Any]] = {}
+    for cell in cells:
+        kind = kinds.setdefault(cell["kind"], {"kind": cell["kind"], "count": 0, "cached": 0, "wall_s": 0.0})
+        kind["count"] += 1
+        kind["cached"] += bool(cell.get("cached"))
+        kind["wall_s"] += cell.get("wall_s") or 0.0
+    return list(kinds.values())
+
+
+def _script_json(value: Any) -> str:
+    """JSON that is safe inside a script element."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")

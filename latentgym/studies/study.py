@@ -1,0 +1,161 @@
+"""Run a study: plan its cells, run what is missing, assemble the results, write the report."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from latentgym.artifacts import content_key, write_json
+from latentgym.envs import make_env
+from latentgym.encoders import load_encoder
+from latentgym.results import Row
+from latentgym.rollouts.link import LinkRow, link, write_points
+from latentgym.seeding import derive_seed
+from latentgym.studies.assemble import all_rows, link_points, measure
+from latentgym.studies.config import StudyConfig, load_config
+from latentgym.studies.engine import CellRecord, run_cells, study_lock
+from latentgym.studies.media import encoder_facts, gather_media
+from latentgym.studies.plan import SuitePlan, plan_study
+from latentgym.studies.progress import StudyProgress
+from latentgym.studies.report import write_report
+from latentgym.trajectories import open_dataset
+
+SCHEMA = 1
+
+
+def run_study(
+    study: str | Path | StudyConfig,
+    out: str | Path,
+    *,
+    workers: int | None = None,
+    weights: Mapping[str, str] | None = None,
+    seed: int | None = None,
+) -> Path:
+    """Run a study, or continue one that was stopped.
+
+    Args:
+        study: a shipped study's name, a TOML file, or a configuration.
+        out: folder of the study; finished cells found there are reused.
+        workers: worker processes, each on one thread; one per core by default.
+        weights: further encoders as ``{name: folder or hub id}``.
+        seed: root seed, in place of the configuration's.
+
+    Returns:
+        The path of ``report.html``; ``results.json``, ``results.parquet``, ``run.json`` and ``link_points.json``
+        stand beside it.
+
+    Raises:
+        LatentGymError: on a bad configuration, an environment or encoder that cannot be had here, or a failed cell.
+            What was finished before stays.
+    """
+    config = study if isinstance(study, StudyConfig) else load_config(study)
+    changes: dict[str, Any] = {} if seed is None else {"seed": seed}
+    if weights:
+        changes["weights"] = {**config.weights, **weights}
+    config = config.model_copy(update=changes)
+    root = Path(out)
+    start_s = time.perf_counter()
+    with study_lock(root):
+        digests = _preflight(config)
+        plans = plan_study(config, digests)
+        cells = [cell for plan in plans for cell in plan.cells()]
+        with StudyProgress(config.name, len({cell.key for cell in cells})) as progress:
+            count = workers or _available_cores()
+            records = run_cells(cells, root, count, progress.start, progress.done)
+            progress.message("assembling results")
+            report = _write_results(config, plans, records, root, start_s, str(study))
+    return report
+
+
+def _available_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _preflight(config: StudyConfig) -> dict[str, str]:
+    """Make every environment and load every outside encoder once, so that what is missing shows before any work.
+
+    Returns:
+        Digest of each outside encoder's weights and preprocessing.
+    """
+    for suite in config.suites:
+        for env_id in suite.envs:
+            make_env(env_id, image_size=suite.image_size, pixels=False, **suite.env_options).close()
+    return {name: content_key(load_encoder(source).spec) for name, source in config.weights.items()}
+
+
+def _write_results(
+    config: StudyConfig,
+    plans: Sequence[SuitePlan],
+    records: Sequence[CellRecord],
+    root: Path,
+    start_s: float,
+    source: str,
+) -> Path:
+    rows: list[Row] = []
+    points = []
+    encoders = encoder_facts(plans, root)
+    parameters = {item["name"]: int(item["parameters"]) for item in encoders}
+    for plan in plans:
+        measured = measure(plan, root)
+        rows += all_rows(plan, measured, root, config)
+        points += link_points(measured, config, parameters)
+    linked = link(points, seed=derive_seed(config.seed, "link"), replicates=config.link.replicates)
+    results = {
+        "schema": SCHEMA,
+        "study": config.name,
+        "rows": [row.to_dict() for row in rows],
+        "link": [_link_dict(row) for row in linked],
+    }
+    write_json(root / "results.json", results)
+    write_points(root / "link_points.json", points)
+    _write_parquet(root / "results.parquet", rows)
+    run = {
+        "study": config.name,
+        "config": config.model_dump(mode="json"),
+        "wall_s": round(time.perf_counter() - start_s, 3),
+        "cells_wall_s": round(sum(record.wall_s for record in records), 3),
+        "cells": [vars(record) for record in records],
+        "encoders": encoders,
+        "provenance": _provenance(plans, root, config),
+        "reproduce": f"latentgym study {source} --seed {config.seed} -o DIR",
+        **gather_media(plans, root),
+    }
+    write_json(root / "run.json", run)
+    return write_report(root)
+
+
+def _provenance(plans: Sequence[SuitePlan], root: Path, config: StudyConfig) -> dict[str, Any]:
+    """Where the numbers come from: versions and GL of the recordings, and the machine."""
+    recorded = [
+        open_dataset(cell.folder(root) / "dataset").provenance for plan in plans for cell in plan.data.values()
+    ]
+    versions = {name: version for item in recorded for name, version in item.versions.items()}
+    return {
+        "versions": {**versions, "torch": torch.__version__},
+        "gl": recorded[0].gl,
+        "seed": config.seed,
+        "command": " ".join(map(shlex.quote, sys.argv)),
+        "revision": recorded[0].revision,
+        "machine": {"platform": platform.platform(), "cores": _available_cores(), "python": platform.python_version()},
+    }
+
+
+def _link_dict(row: LinkRow) -> dict[str, Any]:
+    return {name: getattr(row, name) for name in row.__dataclass_fields__}
+
+
+def _write_parquet(path: Path, rows: Sequence[Row]) -> None:
+    table = pa.Table.from_pylist([row.to_dict() for row in rows])
+    scratch = path.with_name(f".{path.name}.partial")
+    pq.write_table(table, scratch)
+    scratch.replace(path)

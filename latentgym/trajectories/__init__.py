@@ -1,0 +1,21 @@
+"""Trajectories: episodes, the crash-safe store that holds them, and splits by episode."""
+
+from latentgym.trajectories.episode import ActionSpec, Episode, Provenance
+from latentgym.trajectories.frames import decode_frames, encode_frames
+from latentgym.trajectories.splits import Split, split_episodes
+from latentgym.trajectories.store import Dataset, Store, check_dataset, create_store, open_dataset
+
+__all__ = [
+    "ActionSpec",
+    "Dataset",
+    "Episode",
+    "Provenance",
+    "Split",
+    "Store",
+    "check_dataset",
+    "create_store",
+    "decode_frames",
+    "encode_frames",
+    "open_dataset",
+    "split_episodes",
+]

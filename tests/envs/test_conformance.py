@@ -1,0 +1,104 @@
+"""Every adapted environment conforms, and every way of breaking the contract is found and named."""
+
+from __future__ import annotations
+
+import gymnasium
+import numpy as np
+import pytest
+
+from latentgym.envs.conformance import check_env
+from latentgym.envs.generic import make_generic
+
+CONFORMING = [
+    "latentgym/TabletopReach-v0",
+    "latentgym/TabletopPush-v0",
+    "latentgym/TabletopIntercept-v0",
+    "metaworld/reach-v3",
+    "metaworld/drawer-open-v3",
+    "robosuite/Lift-v0",
+    "Reacher-v5",
+]
+
+
+@pytest.mark.parametrize("env_id", CONFORMING)
+def test_shipped_environments_conform(env_id):
+    assert check_env(env_id) == []
+
+
+class Broken(gymnasium.Wrapper):
+    """Reacher with one rule broken."""
+
+    def __init__(self, fault):
+        super().__init__(make_generic("Reacher-v5", image_size=16, horizon=12))
+        self.fault = fault
+        self.episodes = 0
+
+    @property
+    def contract(self):
+        contract = self.env.contract
+        return None if self.fault == "no contract" else contract
+
+    def _spoil(self, observation, info):
+        observation = dict(observation)
+        if self.fault == "upside down":
+            observation["pixels"] = np.ascontiguousarray(observation["pixels"][::-1])
+        if self.fault == "float frames":
+            observation["pixels"] = observation["pixels"].astype(np.float32)
+        if self.fault == "blank":
+            observation["pixels"] = np.zeros_like(observation["pixels"])
+        if self.fault == "nan state":
+            observation["state"] = np.full_like(observation["state"], np.nan)
+        if self.fault == "no proprio":
+            observation.pop("proprio")
+        if self.fault == "history":
+            observation["proprio"] = observation["proprio"] + np.float32(self.episodes)
+        if self.fault == "no success":
+            info = {}
+        if self.fault == "float success":
+            info = {"is_success": 1.0}
+        return observation, info
+
+    def reset(self, *, seed=None, options=None):
+        self.episodes += 1
+        observation, info = self.env.reset(seed=0 if self.fault == "ignores seed" else seed)
+        return self._spoil(observation, info)
+
+    def step(self, action):
+        if self.fault == "crash":
+            raise ZeroDivisionError("division by zero")
+        action = np.zeros_like(action) if self.fault == "ignores seed" else action
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        observation, info = self._spoil(observation, info)
+        return observation, reward, terminated, truncated and self.fault != "endless", info
+
+
+@pytest.mark.parametrize(
+    ("fault", "finding"),
+    [
+        ("no contract", "states no EnvContract"),
+        ("upside down", "upside down"),
+        ("float frames", "'pixels' must be uint8"),
+        ("blank", "is it rendered"),
+        ("nan state", "'state' holds NaN"),
+        ("no proprio", "expected an observation with the keys"),
+        ("history", "'proprio' differs at reset"),
+        ("no success", "must hold 'is_success'"),
+        ("float success", "must be a bool"),
+        ("ignores seed", "two different seeds give the same episode"),
+        ("endless", "not truncated after the contract's horizon"),
+        ("crash", "raised ZeroDivisionError"),
+    ],
+)
+def test_each_fault_is_found(fault, finding):
+    env = Broken(fault)
+    problems = check_env(env)
+    env.close()
+    assert any(finding in problem for problem in problems), problems
+
+
+def test_several_faults_are_reported_at_once():
+    env = Broken("no success")
+    problems = check_env(env)
+    env.close()
+    assert len(problems) >= 2
+    assert check_env(make_generic("Reacher-v5", image_size=16, horizon=12)) == []

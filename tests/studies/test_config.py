@@ -1,0 +1,87 @@
+"""Study configurations: shipped ones load, wrong ones are refused with one message that names the mistake."""
+
+from __future__ import annotations
+
+import tomllib
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from latentgym.errors import LatentGymError, UnknownNameError
+from latentgym.studies.config import load_config, parse_config, shipped_studies
+
+
+def quickstart() -> dict[str, Any]:
+    """The shipped quickstart as plain data, to be spoilt."""
+    return tomllib.loads((resources.files("latentgym.studies") / "presets" / "quickstart.toml").read_text())
+
+
+@pytest.mark.parametrize("name", shipped_studies())
+def test_shipped_studies_load(name: str) -> None:
+    config = load_config(name)
+    assert config.name == name
+
+
+def test_quickstart_has_the_promised_size() -> None:
+    config = load_config("quickstart")
+    suite = config.suites[0]
+    assert len(suite.envs) >= 3
+    assert len({*config.objectives, *config.floors} - {"pixels"}) >= 8
+    assert suite.rollouts >= 50
+
+
+def test_unknown_study_suggests() -> None:
+    with pytest.raises(UnknownNameError, match="did you mean 'quickstart'"):
+        load_config("quickstrat")
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(LatentGymError, match="no such study file"):
+        load_config(tmp_path / "mine.toml")
+
+
+def test_invalid_toml(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text("name = [")
+    with pytest.raises(LatentGymError, match="not valid TOML"):
+        load_config(path)
+
+
+def test_unknown_key_suggests() -> None:
+    data = quickstart()
+    data["suites"][0]["rolouts"] = 3
+    with pytest.raises(LatentGymError, match=r"suites\.0\.rolouts: unknown key 'rolouts'; did you mean 'rollouts'"):
+        parse_config(data, "mine.toml")
+
+
+def test_every_bad_value_is_listed() -> None:
+    data = quickstart()
+    data["suites"][0]["rollouts"] = "many"
+    data["probe"]["mlp_steps"] = 0
+    with pytest.raises(LatentGymError) as caught:
+        parse_config(data, "mine.toml")
+    assert "suites.0.rollouts" in str(caught.value)
+    assert "probe.mlp_steps" in str(caught.value)
+
+
+def test_unknown_objective_suggests() -> None:
+    data = quickstart()
+    data["objectives"] = ["pixel_autoencodr"]
+    with pytest.raises(UnknownNameError, match="did you mean 'pixel_autoencoder'"):
+        parse_config(data, "mine.toml")
+
+
+def test_checkpoint_beyond_the_end() -> None:
+    data = quickstart()
+    data["suites"][0]["checkpoints"] = [10**9]
+    with pytest.raises(LatentGymError, match="strictly between 0 and pretraining_steps"):
+        parse_config(data, "mine.toml")
+
+
+def test_environment_in_two_suites() -> None:
+    data = quickstart()
+    data["suites"].append(dict(data["suites"][0], name="again"))
+    with pytest.raises(LatentGymError, match="one suite only"):
+        parse_config(data, "mine.toml")

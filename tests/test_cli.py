@@ -1,0 +1,102 @@
+"""The command line: every verb has help, and bad input ends in one line, exit status 2 and no traceback."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from latentgym.cli import _run, app
+
+COMMAND = [sys.executable, "-c", "from latentgym.cli import main; main()"]
+
+
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: object) -> tuple[int, str, str]:
+    """Run one command in this process; returns exit status, standard output and standard error."""
+    monkeypatch.setattr(sys, "argv", ["latentgym", *map(str, arguments)])
+    status = _run()
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["record", "latentgym/TabletopReech-v0", "-o", "{tmp}"], "TabletopReach"),
+        (["record", "latentgym/TabletopReach-v0", "-o", "{tmp}", "--policy", "exprt"], "expert"),
+        (["record", "latentgym/TabletopReach-v0", "-o", "{tmp}", "--option", "distractor"], "key=value"),
+        (["record", "latentgym/TabletopReach-v0", "-o", "{tmp}", "--option", "distracter=static"], "distracter"),
+        (["probe", "{tmp}/nothing", "--encoder", "pixels"], "nothing"),
+        (["study", "quickstrat", "-o", "{tmp}"], "did you mean 'quickstart'"),
+        (["rollout", "latentgym/TabletopReach-v0", "--policy", "{tmp}/nothing"], "nothing"),
+        (["pretrain", "pixel_autoencodr", "{tmp}/nothing", "-o", "{tmp}/out"], ""),
+        (["check", "encoder", "pixles"], "did you mean 'pixels'"),
+        (["link", "{tmp}/nothing"], "nothing"),
+        (["data", "check", "{tmp}/nothing"], "nothing"),
+        (["report", "{tmp}/nothing"], "nothing"),
+        (["nonsense"], "nonsense"),
+    ],
+)
+def test_bad_input_is_one_clear_message(
+    arguments: list[str],
+    expected: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    status, _, err = run(capsys, monkeypatch, *(item.format(tmp=tmp_path) for item in arguments))
+    assert status == 2
+    assert expected in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("verb", sorted(command.name or command.callback.__name__ for command in app.registered_commands))
+def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    status, out, _ = run(capsys, monkeypatch, verb, "--help")
+    assert status == 0
+    assert "Usage" in out
+
+
+def test_record_probe_train_rollout(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, policy = tmp_path / "data", tmp_path / "policy"
+    env = "latentgym/TabletopReach-v0"
+    size = ["--episodes", 20, "--random-fraction", 0.5]
+    assert run(capsys, monkeypatch, "record", env, "-o", data, *size)[0] == 0
+    assert run(capsys, monkeypatch, "data", "check", data)[0] == 0
+    status, out, _ = run(capsys, monkeypatch, "probe", data, "--encoder", "state", "--json")
+    names = {row["encoder"] for row in json.loads(out)}
+    assert status == 0
+    assert {"state", "random", "pixels", "proprio", "constant", "previous_action"} <= names
+    assert run(capsys, monkeypatch, "train", data, "--encoder", "state", "-o", policy, "--steps", 20)[0] == 0
+    status, out, _ = run(capsys, monkeypatch, "rollout", env, "--policy", policy, "--episodes", 4, "--json")
+    assert status == 0
+    assert len(json.loads(out)["records"]) == 4
+
+
+def test_interrupt_keeps_what_is_finished(tmp_path: Path) -> None:
+    arguments = ["record", "latentgym/TabletopReach-v0", "-o", str(tmp_path / "data"), "--episodes", "100000"]
+    process = subprocess.Popen([*COMMAND, *arguments], stderr=subprocess.PIPE, text=True)
+    while not list(tmp_path.glob("data/episodes/0*")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "finished work is kept" in err and "Traceback" not in err
+    assert list(tmp_path.glob("data/episodes/0*"))
+
+
+def test_a_failed_command_exits_with_two(tmp_path: Path) -> None:
+    done = subprocess.run([*COMMAND, "study", "nothing.toml", "-o", str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("latentgym: ") and done.stderr.count("\n") == 1
+
+

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+from latentgym.errors import LatentGymError
+from latentgym.trajectories import open_dataset
+from latentgym.trajectories.splits import Split, split_episodes
+
+
+@dataclasses.dataclass(frozen=True)
+class Episodes:
+    policies: tuple[str, ...]
+    seeds: tuple[int, ...]
+
+
+POLICIES = st.lists(st.sampled_from(["expert", "noisy-expert", "random"]), min_size=3, max_size=120)
+FRACTIONS = st.tuples(*[st.integers(1, 8)] * 3).map(lambda parts: tuple(part / sum(parts) for part in parts))
+
+
+@settings(max_examples=150, deadline=None)
+@given(POLICIES, st.integers(0, 5), FRACTIONS)
+def test_parts_are_disjoint_not_empty_and_cover_everything(policies, seed, fractions):
+    split = split_episodes(Episodes(tuple(policies), tuple(range(len(policies)))), seed=seed, fractions=fractions)
+    parts = (split.train, split.validation, split.test)
+    assert all(parts)
+    assert sorted(index for part in parts for index in part) == list(range(len(policies)))
+    assert all(list(part) == sorted(part) for part in parts)
+
+
+@settings(max_examples=100, deadline=None)
+@given(POLICIES.filter(lambda policies: len(policies) >= 20), st.integers(0, 5), FRACTIONS)
+def test_every_policy_is_dealt_in_proportion(policies, seed, fractions):
+    split = split_episodes(Episodes(tuple(policies), tuple(range(len(policies)))), seed=seed, fractions=fractions)
+    for part in (split.train, split.validation, split.test):
+        share = len(part) / len(policies)
+        counts = Counter(policies[index] for index in part)
+        for policy, total in Counter(policies).items():
+            assert abs(counts[policy] - total * share) <= 2
+
+
+@settings(max_examples=50, deadline=None)
+@given(POLICIES, st.integers(0, 5), st.randoms(use_true_random=False))
+def test_membership_does_not_depend_on_the_order_of_the_episodes(policies, seed, random):
+    count = len(policies)
+    order = list(range(count))
+    random.shuffle(order)
+    plain = split_episodes(Episodes(tuple(policies), tuple(range(count))), seed=seed)
+    shuffled = split_episodes(Episodes(tuple(policies[i] for i in order), tuple(order)), seed=seed)
+    for part in ("train", "validation", "test"):
+        assert {order[i] for i in getattr(shuffled, part)} == set(getattr(plain, part))
+
+
+def test_same_seed_same_split_and_another_seed_another():
+    episodes = Episodes(("expert",) * 50, tuple(range(50)))
+    assert split_episodes(episodes, seed=1) == split_episodes(episodes, seed=1)
+    assert split_episodes(episodes, seed=1) != split_episodes(episodes, seed=2)
+
+
+def test_default_sizes_and_stratification():
+    split = split_episodes(Episodes(("noisy-expert",) * 70 + ("random",) * 30, tuple(range(100))))
+    assert (len(split.train), len(split.validation), len(split.test)) == (70, 10, 20)
+    assert sum(index >= 70 for index in split.test) == 6
+
+
+def test_parts_are_not_biased_by_index():
+    means = [np.mean(split_episodes(Episodes(("e",) * 60, tuple(range(60))), seed=s).test) for s in range(200)]
+    # Mean of 12 of 0 … 59 has standard deviation 4.5; over 200 seeds 0.32.
+    assert abs(np.mean(means) - 29.5) < 1.3
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_too_few_episodes(count):
+    with pytest.raises(LatentGymError, match=f"at least 3 episodes .* found {count}"):
+        split_episodes(Episodes(("expert",) * count, tuple(range(count))))
+
+
+@pytest.mark.parametrize("fractions", [(0.5, 0.5, 0.5), (1.0, 0.0, 0.0), (0.5, 0.5), (float("nan"), 0.5, 0.5)])
+def test_invalid_fractions(fractions):
+    with pytest.raises(LatentGymError, match="fractions"):
+        split_episodes(Episodes(("expert",) * 9, tuple(range(9))), fractions=fractions)
+
+
+def test_an_episode_in_two_parts_is_refused():
+    with pytest.raises(LatentGymError, match="one part only"):
+        Split((0, 1), (1,), (2,))
+
+
+def test_split_of_a_recorded_data_set(recorded):
+    split = split_episodes(open_dataset(recorded))
+    assert sorted([*split.train, *split.validation, *split.test]) == [0, 1, 2, 3]
