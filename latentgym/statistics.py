@@ -7,7 +7,7 @@ undefined result is NaN.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from latentgym.errors import LatentGymError
 from latentgym.seeding import numpy_generator
 
 Floats = NDArray[np.float64]
+_CACHED_PAIRS = 2**15
 
 
 def wilson_interval(successes: int, trials: int, level: float = 0.95) -> tuple[float, float]:
@@ -160,14 +161,16 @@ def spearman(x: ArrayLike, y: ArrayLike) -> Any:
 
 def kendall(x: ArrayLike, y: ArrayLike) -> Any:
     """Kendall's τ-b along the last axis; see :func:`pearson` for shapes and NaN."""
-    a, b, mask = _pairs(x, y)
+    return _blockwise(_kendall, x, y)
+
+
+def _kendall(a: Floats, b: Floats, mask: NDArray[np.bool_]) -> Floats:
     valid = mask[..., :, None] & mask[..., None, :]
     sign_a, sign_b = (_order(v) * valid for v in (a, b))
-    counts = [
-        (s * t).sum(axis=(-2, -1), dtype=np.float64) for s, t in ((sign_a, sign_b), (sign_a, sign_a), (sign_b, sign_b))
-    ]
+    pairs = ((sign_a, sign_b), (sign_a, sign_a), (sign_b, sign_b))
+    both, only_a, only_b = ((s * t).sum(axis=(-2, -1), dtype=np.float64) for s, t in pairs)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return _plain(np.where(counts[1] * counts[2] > 0, counts[0] / np.sqrt(counts[1] * counts[2]), np.nan))
+        return np.asarray(np.where(only_a * only_b > 0, both / np.sqrt(only_a * only_b), np.nan))
 
 
 def partial_correlation(x: ArrayLike, y: ArrayLike, covariates: Sequence[ArrayLike]) -> Any:
@@ -197,7 +200,7 @@ def partial_correlation(x: ArrayLike, y: ArrayLike, covariates: Sequence[ArrayLi
 
 
 def mean_maximum_rank_violation(*, proxy: ArrayLike, success: ArrayLike) -> Any:
-    """MMRV (SIMPLER, arXiv 2405.05941): mean over i of max over j of ``|R_i - R_j|`` where the proxy ranks i, j wrongly.
+    """MMRV (SIMPLER, arXiv 2405.05941): mean over i of the largest ``|R_i - R_j|`` over j that the proxy ranks wrongly.
 
     ``R`` is the success, ``S`` the proxy, and a pair is wrong where ``(S_i > S_j) != (R_i > R_j)``; 0 is best.
 
@@ -208,13 +211,16 @@ def mean_maximum_rank_violation(*, proxy: ArrayLike, success: ArrayLike) -> Any:
     >>> mean_maximum_rank_violation(proxy=[1, 2, 3], success=[0.1, 0.9, 0.5])
     0.26666666666666666
     """
-    s, r, mask = _pairs(proxy, success)
-    gap = np.abs(r[..., :, None] - r[..., None, :])
-    wrong = (s[..., :, None] > s[..., None, :]) != (r[..., :, None] > r[..., None, :])
-    gap = np.where(wrong & mask[..., :, None] & mask[..., None, :], gap, 0.0)
+    return _blockwise(_rank_violation, proxy, success)
+
+
+def _rank_violation(proxy: Floats, success: Floats, mask: NDArray[np.bool_]) -> Floats:
+    gap = success[..., :, None] - success[..., None, :]
+    wrong = (proxy[..., :, None] > proxy[..., None, :]) != (gap > 0)
+    wrong &= mask[..., :, None] & mask[..., None, :]
+    worst = (np.abs(gap, out=gap) * wrong).max(axis=-1, initial=0.0).sum(axis=-1)
     count = mask.sum(axis=-1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return _plain(np.where(count > 1, gap.max(axis=-1, initial=0.0).sum(axis=-1) / count, np.nan))
+    return np.asarray(np.where(count > 1, worst / np.maximum(count, 1), np.nan))
 
 
 def regret(*, proxy: ArrayLike, choosing: ArrayLike, measuring: ArrayLike) -> Any:
@@ -352,6 +358,16 @@ def _pairs(x: ArrayLike, y: ArrayLike) -> tuple[Floats, Floats, NDArray[np.bool_
     a, b = np.broadcast_arrays(np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64))
     mask = np.isfinite(a) & np.isfinite(b)
     return np.where(mask, a, 0.0), np.where(mask, b, 0.0), mask
+
+
+def _blockwise(statistic: Callable[[Floats, Floats, NDArray[np.bool_]], Floats], x: ArrayLike, y: ArrayLike) -> Any:
+    """A statistic of all pairs of entries, over leading axes in blocks whose pairs fit into a core's cache."""
+    pairs = _pairs(x, y)
+    shape, size = pairs[0].shape[:-1], pairs[0].shape[-1]
+    a, b, mask = (v.reshape(-1, size) for v in pairs)
+    block = max(1, _CACHED_PAIRS // max(size, 1) ** 2)
+    parts = [statistic(*(v[i : i + block] for v in (a, b, mask))) for i in range(0, len(a), block)]
+    return _plain(np.concatenate(parts).reshape(shape))
 
 
 def _centred(values: Floats, mask: NDArray[np.bool_]) -> tuple[Floats, NDArray[np.bool_]]:

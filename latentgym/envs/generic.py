@@ -4,7 +4,7 @@ What such an environment does not state is filled in modestly: ``"proprio"`` and
 observation (empty where it observes images), success comes from the info keys ``is_success`` or ``success`` and is
 ``False`` where neither exists (never read from ``terminated``), and the action spec holds bounds but no units.
 Describe the actions of your own environment with
-:class:`latentgym.envs.wrappers.action_spec.DescribeActions`, or let it state an ``EnvContract`` itself.
+:class:`latentgym.envs.wrappers.action_spec.ActionSpecWrapper`, or let it state an ``EnvContract`` itself.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ import torch
 
 from latentgym.artifacts import atomic_directory, file_digest, read_json, write_json
 from latentgym.encoders.contract import Encoder, EncoderSpec
-from latentgym.encoders.registry import list_encoders, load_encoder
+from latentgym.encoders.registry import encoder_names, load_encoder
 from latentgym.encoders.small import SmallEncoder, save_small_encoder
 from latentgym.envs.contract import EnvContract
 from latentgym.errors import CorruptDataError, LatentGymError, UnknownNameError
@@ -187,12 +187,14 @@ def _encoder_of(folder: Path, recorded: Mapping[str, Any], encoder: Encoder | No
 def _reopen(folder: Path, recorded: Mapping[str, Any]) -> Encoder:
     if (folder / ENCODER_NAME).is_dir():
         return load_encoder(folder / ENCODER_NAME)
-    fields = {key: tuple(value) if isinstance(value, list) else value for key, value in recorded.items()}
+    fields: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in recorded.items()
+    }
     try:
         spec = EncoderSpec(**fields)
     except TypeError as error:
         raise CorruptDataError(f"{folder / RECORD_NAME} holds no valid encoder spec: {error}") from error
-    source = spec.name if spec.name in list_encoders() else spec.source
+    source = spec.name if spec.name in encoder_names() else spec.source
     try:
         return load_encoder(
             source,

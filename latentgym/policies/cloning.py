@@ -21,6 +21,7 @@ from latentgym.policies.checkpoint import CheckpointedPolicy, Training
 from latentgym.policies.demonstrations import (
     CloningScore,
     choose_demonstrations,
+    clipped,
     cloning_target,
     demonstration_episodes,
     history_indices,
@@ -44,6 +45,12 @@ class CloningHead(nn.Module):
         hidden: widths of the hidden layers.
         actions: number of action dimensions A.
     """
+
+    mean: torch.Tensor
+    scale: torch.Tensor
+    projection: torch.Tensor
+    action_mean: torch.Tensor
+    action_scale: torch.Tensor
 
     def __init__(
         self, features: int, components: int | None, history: int, hidden: Sequence[int], actions: int
@@ -70,7 +77,7 @@ class CloningHead(nn.Module):
 
     def actions(self, history: torch.Tensor) -> torch.Tensor:
         """Actions ``(B, A)`` in the environment's units."""
-        return self(history) * self.action_scale + self.action_mean
+        return self.forward(history) * self.action_scale + self.action_mean
 
     def fit_normalisation(self, latents: NDArray[np.float32], targets: NDArray[np.float32]) -> None:
         """Fit mean, scale and projection on training rows ``(N, F)`` and ``(N, A)``."""
@@ -151,7 +158,7 @@ class CloningPolicy(CheckpointedPolicy):
         self._fresh[:] = False
         spec = self.training.action_spec
         actions = self.head.actions(self._history).cpu().numpy()
-        return np.clip(actions, np.float32(spec.low), np.float32(spec.high))
+        return clipped(actions, spec)
 
     def record(self) -> dict[str, Any]:
         """Training record, shape of the head and score."""
@@ -307,7 +314,7 @@ def _score(
         prepared = head.prepare(torch.from_numpy(latents[index]).to(head.mean.device))
         windows = torch.from_numpy(history_indices([len(prepared)], head.history)).to(prepared.device)
         actions = head.actions(prepared[windows]).cpu().numpy()
-        predictions.append(np.clip(actions, np.float32(spec.low), np.float32(spec.high)))
+        predictions.append(clipped(actions, spec))
     wanted = [targets[index] for index in episodes]
     return CloningScore.of(spec.names, episodes, wanted, predictions, head.action_mean.cpu().numpy())
 

@@ -18,6 +18,7 @@ from latentgym.policies.checkpoint import CheckpointedPolicy, Training
 from latentgym.policies.demonstrations import (
     CloningScore,
     choose_demonstrations,
+    clipped,
     cloning_target,
     demonstration_episodes,
     history_indices,
@@ -42,13 +43,17 @@ class ConvNet(nn.Module):
         actions: number of action dimensions A.
     """
 
+    action_mean: torch.Tensor
+    action_scale: torch.Tensor
+
     def __init__(self, image_size: int, history: int, actions: int) -> None:
         super().__init__()
         self.image_size, self.history = image_size, history
         layers: list[nn.Module] = []
         channels, side = 3 * history, image_size
         for _ in range(_LAYERS):
-            layers += [nn.utils.skip_init(nn.Conv2d, channels, _CHANNELS, 3, stride=2), nn.ReLU()]
+            convolution = nn.utils.skip_init(nn.Conv2d, channels, _CHANNELS, 3, stride=2)  # type: ignore[no-untyped-call]
+            layers += [convolution, nn.ReLU()]
             channels, side = _CHANNELS, (side - 3) // 2 + 1
         self.trunk = nn.Sequential(*layers, nn.Flatten())
         self.head = mlp([channels * side * side, 256, 256, actions])
@@ -63,7 +68,7 @@ class ConvNet(nn.Module):
 
     def actions(self, frames: torch.Tensor) -> torch.Tensor:
         """Actions ``(B, A)`` in the environment's units."""
-        return self(frames) * self.action_scale + self.action_mean
+        return self.forward(frames) * self.action_scale + self.action_mean
 
 
 class ConvNetPolicy(CheckpointedPolicy):
@@ -120,7 +125,7 @@ class ConvNetPolicy(CheckpointedPolicy):
             self._frames[fresh] = newest[fresh]
         self._fresh[:] = False
         actions = self.network.actions(self._frames.to(self.network.action_mean.device)).cpu().numpy()
-        return np.clip(actions, np.float32(spec.low), np.float32(spec.high))
+        return clipped(actions, spec)
 
     def record(self) -> dict[str, Any]:
         """Training record, shape of the network and score."""
@@ -247,6 +252,6 @@ def _score(network: ConvNet, dataset: Dataset, episodes: Sequence[int]) -> Cloni
         (frames,), (target,) = _frames_and_targets(dataset, [index], network.image_size)
         windows = torch.from_numpy(history_indices([len(target)], network.history))
         actions = network.actions(frames[windows].to(network.action_mean.device)).cpu().numpy()
-        predictions.append(np.clip(actions, np.float32(spec.low), np.float32(spec.high)))
+        predictions.append(clipped(actions, spec))
         wanted.append(target)
     return CloningScore.of(spec.names, episodes, wanted, predictions, network.action_mean.cpu().numpy())

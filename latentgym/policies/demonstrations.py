@@ -13,7 +13,7 @@ from latentgym.errors import LatentGymError
 from latentgym.results import Row
 from latentgym.seeding import numpy_generator
 from latentgym.statistics import percentile_interval
-from latentgym.trajectories.episode import Episode
+from latentgym.trajectories.episode import ActionSpec, Episode
 from latentgym.trajectories.store import Dataset
 
 RANDOM_POLICY = "random"
@@ -63,6 +63,12 @@ def cloning_target(episode: Episode) -> NDArray[np.float32]:
     return episode.action if episode.expert_action is None else episode.expert_action
 
 
+def clipped(actions: NDArray[np.float32], spec: ActionSpec) -> NDArray[np.float32]:
+    """Actions ``(…, A)`` inside the admissible range."""
+    low, high = (np.asarray(bound, dtype=np.float32) for bound in (spec.low, spec.high))
+    return np.clip(actions, low, high)
+
+
 def history_indices(lengths: Sequence[int], history: int) -> NDArray[np.int64]:
     """Rows ``(N, history)``, oldest first, of the window that ends at each row of concatenated episodes.
 
@@ -76,7 +82,7 @@ def history_indices(lengths: Sequence[int], history: int) -> NDArray[np.int64]:
         window = np.arange(length)[:, None] + np.arange(1 - history, 1)[None, :]
         parts.append(np.maximum(window, 0) + offset)
         offset += length
-    return np.concatenate(parts).astype(np.int64)
+    return np.asarray(np.concatenate(parts), dtype=np.int64)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -16,8 +17,8 @@ from latentgym.errors import LatentGymError
 def mlp(sizes: Sequence[int]) -> nn.Sequential:
     """Linear layers of the given widths with ReLU between them; weights as yet unspecified."""
     layers: list[nn.Module] = []
-    for wide, narrow in zip(sizes[:-1], sizes[1:], strict=True):
-        layers += [nn.utils.skip_init(nn.Linear, wide, narrow), nn.ReLU()]
+    for wide, narrow in itertools.pairwise(sizes):
+        layers += [nn.utils.skip_init(nn.Linear, wide, narrow), nn.ReLU()]  # type: ignore[no-untyped-call]
     return nn.Sequential(*layers[:-1])
 
 

@@ -1,8 +1,8 @@
 """Controls: the same probe on data where it must fail, and on a task that only memory can solve.
 
 Shuffled actions and endpoints show what is left when the link between latents and actions is cut. The control task
-(Hewitt & Liang, 2019) gives every kind of transition, as seen in raw pixels, a random action: a readout that scores well
-on it is strong enough to memorise, and selectivity is the real score minus that one.
+(Hewitt & Liang, 2019) gives every kind of transition, as seen in raw pixels, a random action: a readout that scores
+well on it is strong enough to memorise, and selectivity is the real score minus that one.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ _LLOYD_STEPS = 10
 def shuffled_actions(windows: Windows, seed: int) -> NDArray[np.float64]:
     """``(n, A)`` mean actions of ``windows``, permuted over all of them."""
     order = numpy_generator(seed, "shuffled-actions").permutation(len(windows))
-    return windows.mean[order]
+    permuted: NDArray[np.float64] = windows.mean[order]
+    return permuted
 
 
 def shuffled_rows(windows: Windows, seed: int) -> NDArray[np.int64]:
@@ -58,11 +59,11 @@ def control_actions(
 
 def _k_means(rows: NDArray[np.float32], clusters: int, rng: np.random.Generator) -> NDArray[np.float32]:
     """Centres ``(clusters, F)`` by Lloyd's algorithm from distinct random rows; an empty cluster keeps its centre."""
-    centres = rows[rng.choice(len(rows), size=clusters, replace=False)]
+    centres: NDArray[np.float32] = rows[rng.choice(len(rows), size=clusters, replace=False)]
     for _ in range(_LLOYD_STEPS):
         member = np.eye(clusters, dtype=np.float32)[_nearest(rows, centres)]
         counts = member.sum(0)[:, None]
-        centres = np.where(counts > 0, member.T @ rows / np.maximum(counts, 1), centres)
+        centres = np.where(counts > 0, member.T @ rows / np.maximum(counts, 1), centres).astype(np.float32)
     return centres
 
 

@@ -1,8 +1,8 @@
 """Centred second moments per fold, from one pass over the rows, and the ridge systems that they define.
 
-With features ``x`` and targets ``y`` shifted by the first block's mean, each fold keeps its count, sums and products in
-float64. Training statistics of a fold are the total minus that fold, so every penalty, fold and target is solved without
-seeing a row twice, and memory does not grow with the number of rows.
+With features ``x`` and targets ``y`` shifted by the first block's mean, each fold keeps its count, sums and products
+in float64. Training statistics of a fold are the total minus that fold, so every penalty, fold and target is solved
+without seeing a row twice, and memory does not grow with the number of rows.
 """
 
 from __future__ import annotations
@@ -230,7 +230,8 @@ def cholesky_(matrix: Tensor) -> bool:
 def substitute(factor: Tensor, rhs: Tensor) -> Tensor:
     """``(L Lᵀ)⁻¹ rhs`` for the factor L in the lower triangle of ``factor``."""
     forward = torch.linalg.solve_triangular(factor, rhs, upper=False)
-    return torch.linalg.solve_triangular(factor.mT, forward, upper=True)
+    solution: Tensor = torch.linalg.solve_triangular(factor.mT, forward, upper=True)
+    return solution
 
 
 def cholesky_solve(matrix: Tensor, rhs: Tensor, penalty: float) -> Tensor:

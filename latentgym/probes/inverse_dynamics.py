@@ -125,16 +125,19 @@ def probe(
                 raise UnknownNameError(kind, name, known)
     if isinstance(encoder, str):
         if encoder in FLOORS:
-            return probe_floor(
-                dataset, encoder, split=split, horizons=horizons, replicates=replicates, folds=folds
-            )
+            return probe_floor(dataset, encoder, split=split, horizons=horizons, replicates=replicates, folds=folds)
         from latentgym.encoders.registry import load_encoder
 
         encoder = load_encoder(encoder, device=device)
     if "window" in inputs and encoder.spec.temporal:
         raise LatentGymError(f"input 'window' is for image encoders; {encoder.spec.name!r} reads clips itself")
     actions = read_actions(dataset, (*split.train, *split.validation, *split.test))
-    identity = {"env": dataset.env_id, "encoder": encoder.spec.name, "family": encoder.spec.family}
+    identity = {
+        "env": dataset.env_id,
+        "encoder": encoder.spec.name,
+        "family": encoder.spec.family,
+        "layer": None if encoder.spec.layer == -1 else encoder.spec.layer,
+    }
     scorer = Scorer(identity, dataset.action_spec, dataset.key, replicates)
     mlp = {"steps": mlp_steps, "members": mlp_seeds, "device": device}
     with _open_cache(cache) as opened:
@@ -170,9 +173,7 @@ def _probe_horizon(
         _mlp(settings, scorer, k, pooling)
 
 
-def _ridge(
-    settings: _Settings, scorer: Scorer, k: int, readout: str, pooling: str, controls: Sequence[str]
-) -> None:
+def _ridge(settings: _Settings, scorer: Scorer, k: int, readout: str, pooling: str, controls: Sequence[str]) -> None:
     """Ridge on every input of one horizon, and the controls that share the pair's Gram matrix."""
     train, test, features = settings.windows("train", k), settings.windows("test", k), settings.features(k, pooling)
     found: dict[str, dict[str, Scores]] = {}
@@ -251,7 +252,7 @@ def _selectivity(
 def _mlp(settings: _Settings, scorer: Scorer, k: int, pooling: str) -> None:
     """The MLP on [z_t ; z_t:t+k − z_t]; training features of one horizon are held in memory."""
     features = settings.features(k, pooling)
-    parts = {name: settings.windows(name, k) for name in ("train", "validation", "test")}  # type: ignore[arg-type]
+    parts = {name: settings.windows(name, k) for name in ("train", "validation", "test")}
     x = {name: features.rows(windows, "difference") for name, windows in parts.items()}
     probe = MLPProbe(seed=derive_seed(settings.seed, "mlp", k), **settings.mlp)
     probe.fit(x["train"], parts["train"].mean, validation=(x["validation"], parts["validation"].mean))

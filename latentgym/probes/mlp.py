@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -63,8 +64,8 @@ class MLPProbe:
 
     def fit(
         self,
-        X: ArrayLike | Tensor,  # noqa: N803
-        Y: ArrayLike | Tensor,  # noqa: N803
+        X: ArrayLike | Tensor,
+        Y: ArrayLike | Tensor,
         groups: ArrayLike | None = None,
         *,
         validation: tuple[ArrayLike | Tensor, ArrayLike | Tensor] | None = None,
@@ -113,7 +114,7 @@ class MLPProbe:
         sizes = (features, *self.hidden, targets)
         generators = [torch_generator(self.seed, "mlp-weights", member) for member in range(self.members)]
         parameters = []
-        for fan_in, fan_out in zip(sizes[:-1], sizes[1:], strict=True):
+        for fan_in, fan_out in itertools.pairwise(sizes):
             bound = fan_in**-0.5
             weights = [(torch.rand(fan_in, fan_out, generator=g) * 2 - 1) * bound for g in generators]
             parameters += [torch.stack(weights).to(device), torch.zeros(self.members, 1, fan_out, device=device)]
@@ -140,7 +141,7 @@ class MLPProbe:
         self.best_step_, self.validation_loss_ = best_step, best_loss.cpu().numpy()
 
     @torch.inference_mode()
-    def predict_members(self, X: ArrayLike | Tensor) -> NDArray[np.float64]:  # noqa: N803
+    def predict_members(self, X: ArrayLike | Tensor) -> NDArray[np.float64]:
         """Each member's predictions ``(M, n, Q)`` float64 for features ``(n, D)``."""
         if not hasattr(self, "_best"):
             raise LatentGymError("the MLP probe is not fitted; call fit first")
@@ -148,17 +149,17 @@ class MLPProbe:
         if x.shape[1] != len(self._x_scale[0]):
             raise LatentGymError(f"expected {len(self._x_scale[0])} features, found {x.shape[1]}")
         inputs = _apply(x, self._x_scale).to(self._best[0].device)
-        outputs = torch.cat([_forward(self._best, _shared(b, self.members)) for b in inputs.split(4096)], dim=1)
+        outputs = torch.cat([_forward(self._best, _shared(b, self.members)) for b in torch.split(inputs, 4096)], dim=1)
         mean, scale = self._y_scale
         predictions: NDArray[np.float64] = (outputs.double().cpu() * scale + mean).numpy()
         return predictions
 
-    def predict(self, X: ArrayLike | Tensor) -> NDArray[np.float64]:  # noqa: N803
+    def predict(self, X: ArrayLike | Tensor) -> NDArray[np.float64]:
         """The members' mean prediction ``(n, Q)``."""
         mean: NDArray[np.float64] = self.predict_members(X).mean(0)
         return mean
 
-    def score(self, X: ArrayLike | Tensor, Y: ArrayLike | Tensor) -> float:  # noqa: N803
+    def score(self, X: ArrayLike | Tensor, Y: ArrayLike | Tensor) -> float:
         """R² averaged over members and over the targets that are not constant in ``Y``."""
         target = as_matrix(Y, "Y").numpy()
         return float(np.mean([mean_r2(target, member) for member in self.predict_members(X)]))
@@ -189,6 +190,6 @@ def _forward(parameters: Sequence[Tensor], x: Tensor) -> Tensor:
 def _losses(parameters: Sequence[Tensor], x: Tensor, y: Tensor) -> Tensor:
     """``(M,)`` mean squared error per member."""
     members, total = len(parameters[0]), torch.zeros(len(parameters[0]), device=x.device)
-    for rows, targets in zip(x.split(4096), y.split(4096), strict=True):
+    for rows, targets in zip(torch.split(x, 4096), torch.split(y, 4096), strict=True):
         total += (_forward(parameters, _shared(rows, members)) - targets).square().mean(2).sum(1)
     return total / len(x)

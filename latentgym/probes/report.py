@@ -98,7 +98,7 @@ class Scorer:
                 if score in names:
                     self.row(names[score], estimate, dimension, where)
             found[subset] = scores
-            if subset == "all":
+            if subset == "all" and target is windows.mean:
                 constant = np.flatnonzero(constant_columns(target))
                 self.result.constant_dimensions = tuple(self.spec.names[index] for index in constant)
         return found
@@ -110,7 +110,9 @@ class Scorer:
             Row(**self.identity, **where, metric=metric, dimension=dimension, value=estimate.value, low=low, high=high)
         )
         if dimension == "macro":
-            key = "|".join(str(part) for part in (metric, *(where[name] for name in ("readout", "input", "k", "subset"))))
+            key = "|".join(
+                str(part) for part in (metric, *(where[name] for name in ("readout", "input", "k", "subset")))
+            )
             self.result.replicates[key] = estimate.replicates
 
     def aliases(self, found: dict[str, dict[str, Scores]], readout: str, k: int) -> None:

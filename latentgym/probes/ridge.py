@@ -74,8 +74,8 @@ class RidgeProbe:
     X̃ are the features minus their mean, divided by their standard deviation where ``standardize`` is set; mean and
     deviation come from the rows being fitted, so in cross-validation from the rows outside the fold (a pipeline of
     scikit-learn's ``StandardScaler`` and ``Ridge``). Constant features get no weight. λ is the one with the highest
-    R², averaged over targets and folds, on folds of whole groups. Where features outnumber rows the dual form is solved.
-    A stream given to :meth:`partial_fit` needs memory that does not grow with its rows.
+    R², averaged over targets and folds, on folds of whole groups. Where features outnumber rows the dual form is
+    solved. A stream given to :meth:`partial_fit` needs memory that does not grow with its rows.
 
     Args:
         lambdas: penalties to choose from, in ascending order, all positive.
@@ -129,7 +129,7 @@ class RidgeProbe:
         self._pending_rows = self._rows = 0
         self._moments: list[Moments] = []
 
-    def fit(self, X: ArrayLike | Tensor, Y: ArrayLike | Tensor, groups: ArrayLike | None = None) -> RidgeProbe:  # noqa: N803
+    def fit(self, X: ArrayLike | Tensor, Y: ArrayLike | Tensor, groups: ArrayLike | None = None) -> RidgeProbe:
         """Choose λ and fit.
 
         Args:
@@ -158,7 +158,7 @@ class RidgeProbe:
             self._fold_of = grouped_folds(np.asarray(groups), self.folds)
         return self
 
-    def partial_fit(self, X: ArrayLike | Tensor, Y: ArrayLike | Tensor, groups: ArrayLike) -> RidgeProbe:  # noqa: N803
+    def partial_fit(self, X: ArrayLike | Tensor, Y: ArrayLike | Tensor, groups: ArrayLike) -> RidgeProbe:
         """Take in a block of rows; arguments as in :meth:`fit`. Call :meth:`finalize` after the last block."""
         x, y, labels = as_matrix(X, "X"), as_matrix(Y, "Y"), np.asarray(groups)
         if not len(x) == len(y) == len(labels):
@@ -189,7 +189,8 @@ class RidgeProbe:
             label = unique[index].item()
             fold[index] = self._fold_of.setdefault(label, int(np.argmin(self._load)))
             self._load[fold[index]] += counts[index]
-        return fold[inverse.reshape(-1)]
+        rows: NDArray[np.int64] = fold[inverse.reshape(-1)]
+        return rows
 
     def _flush(self) -> None:
         """Turn the rows held back into moments."""
@@ -240,7 +241,7 @@ class RidgeProbe:
             moments.mirror()
         total = Moments(
             sum(fold.count for fold in self._moments),
-            *(sum(getattr(fold, name) for fold in self._moments) for name in ("x", "y", "xx", "xy", "yy")),  # type: ignore[misc]
+            *(sum(getattr(fold, name) for fold in self._moments) for name in ("x", "y", "xx", "xy", "yy")),
         )
         systems = [FoldSystem(total, fold, self._offset_x, self.standardize) for fold in self._moments if searching]
         return FoldSystem(total, None, self._offset_x, self.standardize), systems
@@ -273,7 +274,7 @@ class RidgeProbe:
                 best += step
         return self.lambdas[best]
 
-    def predict(self, X: ArrayLike | Tensor) -> NDArray[np.float64]:  # noqa: N803
+    def predict(self, X: ArrayLike | Tensor) -> NDArray[np.float64]:
         """Predictions ``(n, Q)`` float64 for features ``(n, D)``.
 
         Raises:
@@ -287,7 +288,7 @@ class RidgeProbe:
         predictions: NDArray[np.float64] = (x @ self.coef_ + self.intercept_).cpu().numpy()
         return predictions
 
-    def score(self, X: ArrayLike | Tensor, Y: ArrayLike | Tensor) -> float:  # noqa: N803
+    def score(self, X: ArrayLike | Tensor, Y: ArrayLike | Tensor) -> float:
         """R² averaged over the targets that are not constant in ``Y``."""
         return mean_r2(as_matrix(Y, "Y").numpy(), self.predict(X))
 

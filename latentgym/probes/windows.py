@@ -107,9 +107,7 @@ class WindowFeatures:
     def __init__(self, single: Features, clip: Features | None = None) -> None:
         self.single, self.clip = single, clip
 
-    def rows(
-        self, windows: Windows, kind: Input, endpoints: NDArray[np.int64] | None = None
-    ) -> NDArray[np.float32]:
+    def rows(self, windows: Windows, kind: Input, endpoints: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
         """Features ``(n, ·)`` of ``windows``.
 
         Args:

@@ -120,7 +120,7 @@ class ChunkRunner:
         Raises:
             LatentGymError: if the policy returns a wrong shape or an action that is not finite.
         """
-        waiting, done = list(reversed(seeds)), {}
+        waiting, done = list(reversed(seeds)), dict[int, EpisodeRecord]()
         rows: list[_Row | None] = [None] * len(self._envs)
         quota = list(self._rollouts.videos) if self._filming else [0, 0]
         while True:

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from latentgym.artifacts import read_json, write_json
-from latentgym.errors import CorruptDataError, LatentGymError
+from latentgym.errors import LatentGymError
+from latentgym.rollouts.link_points import LinkPoint, read_points, write_points
 from latentgym.rollouts.link_samples import Samples, draw_samples
 from latentgym.statistics import (
     kendall,
@@ -30,7 +30,8 @@ from latentgym.statistics import (
     split_half_reliability,
 )
 
-SCHEMA = 1
+__all__ = ["LinkPoint", "LinkRow", "link", "link_studies", "read_points", "write_points"]
+
 SCOPE_ALL = "all"
 SCOPE_WITHOUT = "all without the supervised reference"
 SCOPE_CHECKPOINTS = "all with intermediate checkpoints"
@@ -39,44 +40,6 @@ COVARIATE = "psnr_db"
 TOO_FEW = "too few encoders"
 INCONCLUSIVE = "inconclusive"
 LEAVE_ONE_OUT = "spearman_leave_one_family_out"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LinkPoint:
-    """One encoder in one environment: what was measured offline, and how its policies fared.
-
-    Attributes:
-        env: environment id.
-        encoder: encoder name.
-        family: pretraining family.
-        seed: pretraining seed.
-        checkpoint: pretraining step of an intermediate checkpoint; ``None`` for the final one.
-        reference: whether it is the supervised reference.
-        parameters: parameters used when encoding.
-        proxies: value per proxy; ``"psnr_db"`` also serves as covariate.
-        proxy_replicates: bootstrap replicates over episodes per proxy, drawn alike for every encoder of an environment;
-            a proxy without them is taken as exact.
-        success: outcomes (0 or 1), one list per policy seed, all on the same initial states in the same order.
-    """
-
-    env: str
-    encoder: str
-    family: str
-    seed: int = 0
-    checkpoint: int | None = None
-    reference: bool = False
-    parameters: int = 0
-    proxies: dict[str, float]
-    proxy_replicates: dict[str, list[float]] = dataclasses.field(default_factory=dict)
-    success: list[list[int]]
-
-    def __post_init__(self) -> None:
-        lengths = {len(outcomes) for outcomes in self.success}
-        if len(lengths) != 1 or lengths == {0} or not {o for row in self.success for o in row} <= {0, 1}:
-            raise LatentGymError(
-                f"link point {self.encoder!r} in {self.env}: success must be one list of outcomes 0 or 1 per policy "
-                f"seed, all equally long, found lengths {sorted(lengths)}"
-            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +58,7 @@ class LinkRow:
         high: upper end.
         n_encoders: number of encoders.
         verdict: ``"positive"`` (the proxy predicts success), ``"negative"``, ``"inconclusive"``,
-            ``"too few encoders"``, or ``"null"`` for a null's range.
+            ``"too few encoders"``; ``"null"`` and ``"range"`` where the interval is a null's or a range.
     """
 
     proxy: str
@@ -154,33 +117,10 @@ def link_studies(*paths: str | Path, seed: int = 0, replicates: int = 2000) -> l
     points: dict[tuple[Any, ...], LinkPoint] = {}
     for index, path in enumerate(map(Path, paths)):
         for point in read_points(path):
-            key = (point.env, point.encoder, point.seed, point.checkpoint)
-            if key in points:
-                point = dataclasses.replace(point, encoder=f"{point.encoder} (study {index + 1})")
-                key = (point.env, point.encoder, point.seed, point.checkpoint)
-            points[key] = point
+            known = (point.env, point.encoder, point.seed, point.checkpoint) in points
+            name = f"{point.encoder} (study {index + 1})" if known else point.encoder
+            points[point.env, name, point.seed, point.checkpoint] = dataclasses.replace(point, encoder=name)
     return link(list(points.values()), seed=seed, replicates=replicates)
-
-
-def write_points(path: str | Path, points: Sequence[LinkPoint]) -> None:
-    """Write points as JSON, atomically."""
-    write_json(Path(path), {"schema": SCHEMA, "points": [dataclasses.asdict(point) for point in points]})
-
-
-def read_points(path: str | Path) -> list[LinkPoint]:
-    """Read points from a file, or from ``link_points.json`` in a study's folder.
-
-    Raises:
-        CorruptDataError: if the file is missing or damaged.
-    """
-    file = Path(path) / "link_points.json" if Path(path).is_dir() else Path(path)
-    data = read_json(file)
-    try:
-        if data["schema"] != SCHEMA:
-            raise CorruptDataError(f"{file}: expected link points of schema {SCHEMA}, found {data['schema']}")
-        return [LinkPoint(**point) for point in data["points"]]
-    except (KeyError, TypeError) as error:
-        raise CorruptDataError(f"{file} holds no link points: {error!r}") from error
 
 
 def _scopes(points: Sequence[LinkPoint]) -> Iterator[tuple[str, list[LinkPoint]]]:
@@ -326,7 +266,12 @@ def _row(proxy: str, env: str, scope: str, statistic: str, part: _Estimate) -> I
     value = float(part.value) if np.isfinite(part.value) else None
     low, high = (None, None) if few or value is None else _interval(statistic, part.replicates)
     null = (None, None) if few or part.null is None else percentile_interval(part.null)
-    verdict = TOO_FEW if few else _verdict(value, low, high, null if part.null is not None else None)
+    if few:
+        verdict = TOO_FEW
+    elif statistic == LEAVE_ONE_OUT:
+        verdict = "range"
+    else:
+        verdict = _verdict(value, low, high, null if part.null is not None else None)
     yield LinkRow(proxy, env, scope, statistic, value, low, high, len(part.encoders), verdict)
     if part.null is not None and null[0] is not None:
         yield LinkRow(

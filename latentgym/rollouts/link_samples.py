@@ -4,29 +4,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Sequence
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from latentgym.rollouts.link_points import LinkPoint
 from latentgym.seeding import numpy_generator
 from latentgym.statistics import crossed_bootstrap_means, hierarchical_bootstrap
 
 Floats = NDArray[np.float64]
-
-
-class Point(Protocol):
-    """What is read of a :class:`latentgym.rollouts.link.LinkPoint`."""
-
-    env: str
-    encoder: str
-    family: str
-    seed: int
-    checkpoint: int | None
-    parameters: int
-    proxies: dict[str, float]
-    proxy_replicates: dict[str, list[float]]
-    success: list[list[int]]
 
 
 class Samples:
@@ -45,7 +31,7 @@ class Samples:
 
     def __init__(
         self,
-        points: Sequence[Point | None],
+        points: Sequence[LinkPoint | None],
         families: Sequence[str],
         env: str,
         drawn: NDArray[np.intp],
@@ -150,7 +136,7 @@ class Samples:
                 yield column, np.asarray(p.success, np.float64), numpy_generator(self._seed, use, *name)
 
 
-def draw_samples(points: Sequence[Point], envs: Sequence[str], *, seed: int, replicates: int) -> list[Samples]:
+def draw_samples(points: Sequence[LinkPoint], envs: Sequence[str], *, seed: int, replicates: int) -> list[Samples]:
     """Resample the encoders of all environments together.
 
     Args:
@@ -172,7 +158,7 @@ def draw_samples(points: Sequence[Point], envs: Sequence[str], *, seed: int, rep
     return samples
 
 
-def _run(point: Point) -> tuple[str, tuple[str, int], int | None]:
+def _run(point: LinkPoint) -> tuple[str, tuple[str, int], int | None]:
     return point.family, (point.encoder, point.seed), point.checkpoint
 
 

@@ -30,6 +30,12 @@ from latentgym.studies.wording import (
 # Only in the tables of single tasks: the main table must fit a page.
 DETAIL_COLUMNS = ("action_r2_share_of_state", "single_frame_r2")
 MEDIA_TYPES = {".mp4": "video/mp4", ".png": "image/png", ".webm": "video/webm", ".jpg": "image/jpeg"}
+# Rows of the link that annotate another statistic's cell: that statistic, and the part of its cell.
+LINK_NOTES = {
+    "mmrv_null": ("mmrv", "null"),
+    "regret_null": ("regret", "null"),
+    "spearman_leave_one_family_out": ("spearman", "left_out"),
+}
 # Curves are drawn with at most this many points: more cannot be seen.
 CURVE_POINTS = 160
 
@@ -106,7 +112,7 @@ def _context(study_dir: Path, results: Mapping[str, Any], run: Mapping[str, Any]
         "overall_of": lambda item: item.overall,
         "env_of": lambda env: lambda item: item.by_env[env],
         "links": _link_tables(links),
-        "proxies_compared": len({row["proxy"] for row in links}),
+        "proxies_compared": len({row["proxy"] for row in links if row["statistic"] == "spearman"}),
         "curves": _curves(run.get("curves") or {}),
         "videos": _videos(study_dir, run.get("videos") or []),
         "frames": _embedded(study_dir, run.get("frames") or []),
@@ -151,21 +157,19 @@ def _checks(summaries: Sequence[EncoderSummary], envs: Sequence[str]) -> list[tu
 def _link_tables(links: Sequence[Row]) -> list[dict[str, Any]]:
     """One table per environment and scope, the pooled environment first; cells by proxy and statistic.
 
-    A null's range is shown with the statistic that it judges; success's own reliability is the table's ceiling.
+    A null's range is shown with the statistic that it judges, and the range over left-out families with the rank
+    correlation: neither is an interval with a verdict. Success's own reliability is the table's ceiling.
     """
     tables: dict[tuple[str, str], dict[str, Any]] = {}
     for row in sorted(links, key=lambda row: row["env"] != "all"):
-        table = tables.setdefault(
-            (row["env"], row["scope"]),
-            {"env": row["env"], "scope": row["scope"], "statistics": {}, "proxies": {}, "n": row.get("n_encoders"), "ceiling": None},
-        )
-        statistic, null = row["statistic"].removesuffix("_null"), row["statistic"].endswith("_null")
-        if statistic == "split_half_reliability":
+        empty = {"env": row["env"], "scope": row["scope"], "statistics": {}, "proxies": {}, "ceiling": None}
+        table = tables.setdefault((row["env"], row["scope"]), empty | {"n": row.get("n_encoders")})
+        if row["statistic"] == "split_half_reliability":
             table["ceiling"] = row
-        else:
-            table["statistics"][statistic] = True
-            cell = table["proxies"].setdefault(row["proxy"], {}).setdefault(statistic, {})
-            cell["null" if null else "row"] = row
+            continue
+        statistic, part = LINK_NOTES.get(row["statistic"], (row["statistic"], "row"))
+        table["statistics"][statistic] = True
+        table["proxies"].setdefault(row["proxy"], {}).setdefault(statistic, {})[part] = row
     return list(tables.values())
 
 

@@ -32,7 +32,6 @@ STATISTICS = {
     "spearman": "Spearman ρ",
     "kendall": "Kendall τ",
     "partial_spearman": "ρ given PSNR, size",
-    "spearman_leave_one_family_out": "ρ, one family left out (range)",
     "pearson": "Pearson r",
     "mmrv": "MMRV ↓",
     "regret": "regret ↓",

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from latentgym.envs.contract import contract_of
 from latentgym.envs.generic import make_generic, square_frame
-from latentgym.envs.wrappers.action_spec import DescribeActions, action_spec_of, checked_action
+from latentgym.envs.wrappers.action_spec import ActionSpecWrapper, action_spec_of, checked_action
 from latentgym.envs.wrappers.success import SuccessInfo
 from latentgym.errors import LatentGymError
 
@@ -120,9 +120,9 @@ def test_checked_actions_lie_in_the_space(values):
 def test_described_actions_replace_the_spec_but_not_the_bounds():
     env = make_generic("LatentGymTest/Corridor-v0", pixels=False)
     spec = dataclasses.replace(contract_of(env).action_spec, names=("dx",), units=("m",), mode="delta")
-    assert contract_of(DescribeActions(env, spec)).action_spec.names == ("dx",)
+    assert contract_of(ActionSpecWrapper(env, spec)).action_spec.names == ("dx",)
     with pytest.raises(LatentGymError, match="bounds"):
-        DescribeActions(env, dataclasses.replace(spec, high=(2.0,)))
+        ActionSpecWrapper(env, dataclasses.replace(spec, high=(2.0,)))
 
 
 def test_unbounded_actions_are_refused():

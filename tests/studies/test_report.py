@@ -85,6 +85,7 @@ class Addresses(HTMLParser):
         (0.5, -0.1, 0.9, "predicts", "inconclusive"),
         (0.5, None, None, "", "inconclusive"),
         (0.5, 0.1, 0.9, "inconclusive", "inconclusive"),
+        (0.5, None, None, "too few encoders", "unmeasured"),
         (-0.7, -0.9, -0.2, "", "no"),
     ],
 )
@@ -99,7 +100,7 @@ def test_the_answer_names_the_best_predictor_and_the_other_scope() -> None:
         link_row(0.4, -0.2, 0.8),
         link_row(0.9, 0.6, 1.0, proxy="cloning_r2"),
         link_row(0.95, 0.6, 1.0, proxy="psnr_db", env=ENVS[0]),
-        link_row(0.7, 0.1, 0.9, scope="without_supervised", n_encoders=8),
+        link_row(0.7, 0.1, 0.9, scope="all without the supervised reference", n_encoders=8),
     ]
     found = summary.answer(links)
     assert found.best == links[1]
@@ -182,6 +183,18 @@ def test_the_report_is_one_file_that_needs_no_network(tmp_path: Path) -> None:
     assert page.index("Inconclusive.") < page.index("<table")
     for text in ("Tabletop Reach", "40/50", "5 min 01 s", "latentgym study made-up", "cloning R²", "torch 2.13.0"):
         assert text in page
+
+
+def test_ranges_of_the_link_carry_no_verdict(tmp_path: Path) -> None:
+    links = [
+        link_row(0.4, -0.2, 0.8, verdict="inconclusive"),
+        link_row(0.4, 0.3, 0.5, verdict="positive", statistic="spearman_leave_one_family_out"),
+        link_row(0.9, 0.8, 1.0, verdict="positive", statistic="split_half_reliability", proxy="success_rate"),
+    ]
+    page = write_report(write_study(tmp_path, link=links)).read_text()
+    assert "one family out 0.30 to 0.50" in page
+    assert "Noise ceiling" in page
+    assert re.findall(r'class="verdict [a-z]*">([a-z ]*)<', page) == ["inconclusive"]
 
 
 @pytest.mark.parametrize("rows", [[], study_rows()[:1], study_rows()], ids=["none", "one", "all"])

@@ -14,6 +14,7 @@ from latentgym.envs.gl import import_mujoco, make_renderer
 from latentgym.envs.tabletop.experts import TabletopExpert
 from latentgym.envs.tabletop.scene import MAX_SPEED, TIMESTEP_S, WORKSPACE, SceneSpec, scene_xml
 from latentgym.envs.tabletop.tasks import TASKS, Snapshot
+from latentgym.envs.wrappers.action_spec import checked_action
 from latentgym.errors import LatentGymError, UnknownNameError
 from latentgym.trajectories.episode import ActionSpec
 
@@ -96,7 +97,8 @@ class TabletopEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
                 "state_names": list(self._task.state_names),
             },
         )
-        self.action_space = spaces.Box(-1.0, 1.0, (3,), np.float32)
+        self._actions = spaces.Box(-1.0, 1.0, (3,), np.float32)
+        self.action_space = self._actions
         self.observation_space = self._observation_space()
 
     def _build(self) -> None:
@@ -124,7 +126,7 @@ class TabletopEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         )
         self._state_size = mujoco.mj_stateSize(self._model, self._state_spec)
         self._path = np.zeros(_PATH_SIZE)
-        self._steps = 0
+        self._steps = self._horizon  # nothing to step before the first reset
 
     def _observation_space(self) -> spaces.Dict:
         size = self._image_size
@@ -155,12 +157,11 @@ class TabletopEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         """Drive the gripper for one control step.
 
         Raises:
-            LatentGymError: if the action has the wrong shape or is not finite.
+            LatentGymError: if the action has the wrong shape or is not finite, or if the episode is over.
         """
-        command = np.asarray(action, dtype=np.float64)
-        if command.shape != (3,) or not np.isfinite(command).all():
-            raise LatentGymError(f"{self.contract.env_id}: expected a finite action of shape (3,), found {action!r}")
-        self._data.ctrl[:] = MAX_SPEED * np.clip(command, -1.0, 1.0)
+        if self._steps >= self._horizon:
+            raise LatentGymError(f"{self.contract.env_id}: the episode is over (or never began); call reset first")
+        self._data.ctrl[:] = MAX_SPEED * checked_action(action, self._actions, self.contract.env_id)
         self._mujoco.mj_step(self._model, self._data, _SUBSTEPS)
         self._steps += 1
         self._settle()

@@ -21,6 +21,13 @@ FULL_SPEED_DISTANCE_M = 0.12
 SLIPPED_M = 0.02
 """How far the puck lies on the wrong side of the pocket when a push has failed."""
 
+MOUTH_M = 0.045
+"""Distance from the pocket's centre to its mouth, where an oblique puck must not meet a fingertip."""
+CAUGHT_M = 0.035
+"""A puck closer than this to the pocket's centre, along either axis, is inside."""
+APPROACH_SPEED = 0.2
+"""Slower pucks (m/s) are not on their way to the line."""
+
 
 def _towards(target: Vector, position: Vector) -> Vector:
     return np.clip((target - position) / FULL_SPEED_DISTANCE_M, -1.0, 1.0)
@@ -50,11 +57,14 @@ def push_action(scene: Snapshot) -> Vector:
 
 
 def intercept_action(scene: Snapshot) -> Vector:
-    """Wait where the puck will cross the line; once it is there or past, hold still."""
-    remaining = Intercept.line_y - scene.puck[1]
-    speed = max(float(scene.puck_velocity[1]), 1e-6)
-    approaching = scene.puck_velocity[1] > 0.15 and remaining > -0.02
-    crossing = scene.puck[0] + scene.puck_velocity[0] * remaining / speed if approaching else scene.gripper[0]
+    """Wait where the puck will enter the pocket on the line; once it is inside follow it, once it is past hold still."""
+    offset = scene.puck - scene.gripper[:2]
+    if np.abs(offset).max() < CAUGHT_M:
+        return _towards(np.array([scene.gripper[0], scene.puck[1], LOW_Z]), scene.gripper)
+    remaining = Intercept.line_y - MOUTH_M - scene.puck[1]
+    approaching = scene.puck_velocity[1] > APPROACH_SPEED and remaining > -MOUTH_M
+    time_left_s = remaining / scene.puck_velocity[1] if approaching else 0.0
+    crossing = scene.puck[0] + scene.puck_velocity[0] * time_left_s if approaching else scene.gripper[0]
     return _towards(np.array([np.clip(crossing, -0.25, 0.25), Intercept.line_y, LOW_Z]), scene.gripper)
 
 

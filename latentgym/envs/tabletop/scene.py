@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 
 WORKSPACE = ((-0.26, 0.26), (-0.26, 0.26), (0.012, 0.24))
-PUCK_RADIUS = 0.03
+PUCK_RADIUS = 0.028
 PUCK_LIMIT = 0.6
 MAX_SPEED = 0.6
 TIMESTEP_S = 0.01
@@ -24,9 +24,9 @@ _GANTRY = """
         <geom type="cylinder" size="0.014 0.001" pos="0 0 0.001" mass="0.1" rgba="0.1 0.1 0.15 1"/>
         <body name="gripper">
           <joint name="gripper_z" type="slide" axis="0 0 1" range="{z}"/>
-          <geom type="box" size="0.061 0.008 0.022" pos="0 0.040 0.022" mass="0.2" rgba="{colour}" class="solid"/>
-          <geom type="box" size="0.008 0.036 0.022" pos="-0.053 0.004 0.022" mass="0.1" rgba="{colour}" class="solid"/>
-          <geom type="box" size="0.008 0.036 0.022" pos="0.053 0.004 0.022" mass="0.1" rgba="{colour}" class="solid"/>
+          <geom type="box" size="0.071 0.008 0.022" pos="0 0.038 0.022" mass="0.2" rgba="{colour}" class="solid"/>
+          <geom type="box" size="0.008 0.036 0.022" pos="-0.063 0.004 0.022" mass="0.1" rgba="{colour}" class="solid"/>
+          <geom type="box" size="0.008 0.036 0.022" pos="0.063 0.004 0.022" mass="0.1" rgba="{colour}" class="solid"/>
         </body>
       </body>
     </body>"""

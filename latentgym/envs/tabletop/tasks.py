@@ -85,7 +85,7 @@ class Reach(Task):
     instruction = "move the gripper to the green ball"
     state_names = (*GRIPPER_NAMES, "goal_x", "goal_y", "goal_z")
     tolerance_m = 0.03
-    speed_limit = 0.12
+    speed_limit = 0.18
 
     def place(self, rng: np.random.Generator) -> Snapshot:
         """Gripper near the middle, target anywhere at least 12 cm away."""
@@ -96,7 +96,7 @@ class Reach(Task):
         return Snapshot(gripper, np.zeros(3), np.zeros(2), np.zeros(2), goal)
 
     def success(self, scene: Snapshot) -> bool:
-        """Within 3 cm of the target at less than 12 cm/s."""
+        """Within 3 cm of the target at less than 18 cm/s."""
         near = self.distance(scene) < self.tolerance_m
         return bool(near and np.linalg.norm(scene.gripper_velocity) < self.speed_limit)
 
@@ -168,7 +168,7 @@ class Intercept(Task):
     def success(self, scene: Snapshot) -> bool:
         """Puck in the lowered gripper's pocket, at less than 20 cm/s relative to it."""
         offset = scene.puck - scene.gripper[:2]
-        held = abs(offset[0]) < 0.045 and abs(offset[1]) < PUCK_RADIUS and scene.gripper[2] < 0.03
+        held = abs(offset[0]) < 0.04 and abs(offset[1]) < PUCK_RADIUS and scene.gripper[2] < 0.03
         slip = np.linalg.norm(scene.puck_velocity - scene.gripper_velocity[:2])
         return bool(held and slip < self.speed_limit)
 

@@ -56,7 +56,7 @@ def checked_action(action: Any, space: spaces.Box, env_id: str) -> NDArray[np.fl
     return np.clip(values, space.low, space.high)
 
 
-class DescribeActions(gymnasium.Wrapper[Any, Any, Any, Any]):
+class ActionSpecWrapper(gymnasium.Wrapper[Any, Any, Any, Any]):
     """States what the action's dimensions mean: the contract of the wrapped environment with another action spec.
 
     Args:

@@ -1,0 +1,98 @@
+"""One door to every environment: :func:`make_env` by id, and :func:`make_expert` for what it made.
+
+Importing this module registers the tabletop ids with Gymnasium, so ``gymnasium.make("latentgym/TabletopReach-v0")``
+works too.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import gymnasium
+
+from latentgym.envs.contract import Expert, contract_of
+from latentgym.envs.gl import choose_gl_backend
+from latentgym.errors import LatentGymError, UnknownNameError
+
+TABLETOP_IDS = {f"latentgym/Tabletop{task}-v0": task for task in ("Reach", "Push", "Intercept")}
+_TABLETOP_OPTIONS = ("distractor", "horizon")
+
+for _env_id, _task in TABLETOP_IDS.items():
+    if _env_id not in gymnasium.registry:
+        gymnasium.register(_env_id, entry_point="latentgym.envs.tabletop.env:TabletopEnv", kwargs={"task": _task})
+
+
+def make_env(
+    env_id: str, *, image_size: int = 64, render: Literal["fast", "stock"] = "fast", pixels: bool = True, **options: Any
+) -> gymnasium.Env[Any, Any]:
+    """Make an environment that keeps the suite's contract.
+
+    Chooses MuJoCo's GL backend where ``MUJOCO_GL`` is not set.
+
+    Args:
+        env_id: ``"latentgym/TabletopReach-v0"`` (also ``Push``, ``Intercept``), ``"metaworld/<task>"`` such as
+            ``"metaworld/reach-v3"``, ``"robosuite/<Task>-v0"`` such as ``"robosuite/Lift-v0"``, or any other id that
+            Gymnasium knows.
+        image_size: height and width of the frames in pixels.
+        render: ``"fast"`` leaves out shadows, reflections and multisampling; ``"stock"`` is the simulator's own look.
+        pixels: whether frames are observed; without them steps are much faster.
+        **options: options of the suite: tabletop takes ``distractor="none" | "static" | "moving"`` and ``horizon`` in
+            steps.
+
+    Returns:
+        An environment that observes a ``Dict`` of ``"pixels"`` ``(H, W, 3)`` uint8, ``"proprio"`` and ``"state"``
+        float32, states ``contract``, and puts ``is_success`` into every info.
+
+    Raises:
+        UnknownNameError: if the id or an option is unknown.
+        MissingExtraError: if the simulator is not installed.
+        LatentGymError: if an option has a bad value, or frames are wanted and GL cannot be used.
+
+    >>> env = make_env("latentgym/TabletopReach-v0", pixels=False)
+    >>> observation, info = env.reset(seed=0)
+    >>> observation["proprio"].shape, info["is_success"]
+    ((6,), False)
+    """
+    suite = str(env_id).partition("/")[0]
+    if suite == "latentgym":
+        return _make_tabletop(env_id, image_size=image_size, render=render, pixels=pixels, **options)
+    if suite == "metaworld":
+        choose_gl_backend(pixels=pixels)
+        from latentgym.envs.metaworld import make_metaworld
+
+        return make_metaworld(env_id, image_size=image_size, render=render, pixels=pixels, **options)
+    if suite == "robosuite":
+        choose_gl_backend(pixels=pixels)
+        from latentgym.envs.robosuite import make_robosuite
+
+        return make_robosuite(env_id, image_size=image_size, render=render, pixels=pixels, **options)
+    from latentgym.envs.generic import make_generic
+
+    return make_generic(env_id, image_size=image_size, render=render, pixels=pixels, **options)
+
+
+def make_expert(env: gymnasium.Env[Any, Any]) -> Expert:
+    """The scripted expert of an environment made by :func:`make_env`.
+
+    Raises:
+        LatentGymError: if it has none.
+    """
+    try:
+        make = env.get_wrapper_attr("make_expert")
+    except AttributeError:
+        raise LatentGymError(
+            f"{contract_of(env).env_id} has no expert; record it with policy='random', or give the environment a "
+            "method make_expert()"
+        ) from None
+    expert: Expert = make()
+    return expert
+
+
+def _make_tabletop(env_id: str, **options: Any) -> gymnasium.Env[Any, Any]:
+    if env_id not in TABLETOP_IDS:
+        raise UnknownNameError("environment", env_id, TABLETOP_IDS)
+    for name in options:
+        if name not in (*_TABLETOP_OPTIONS, "image_size", "render", "pixels"):
+            raise UnknownNameError(f"option of {env_id}", name, _TABLETOP_OPTIONS)
+    # Gymnasium's passive checker costs time in every step; check_env (latentgym.envs.conformance) checks more, once.
+    return gymnasium.make(env_id, render_mode="rgb_array", disable_env_checker=True, **options)
