@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 from rich.console import Console
 from rich.table import Table
+from typer.exceptions import TyperException
 
 from latentgym.errors import LatentGymError
 
@@ -45,10 +45,10 @@ def _run() -> int:
     except LatentGymError as error:
         print(f"latentgym: {error}", file=sys.stderr)
         return 2
-    except click.ClickException as error:
-        error.show()
+    except TyperException as error:
+        print(f"latentgym: {error.format_message()}; see: latentgym --help", file=sys.stderr)
         return error.exit_code
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         print("latentgym: interrupted; finished work is kept, run the same command again to continue", file=sys.stderr)
         return 130
 

@@ -362,11 +362,12 @@ def _pairs(x: ArrayLike, y: ArrayLike) -> tuple[Floats, Floats, NDArray[np.bool_
 
 def _blockwise(statistic: Callable[[Floats, Floats, NDArray[np.bool_]], Floats], x: ArrayLike, y: ArrayLike) -> Any:
     """A statistic of all pairs of entries, over leading axes in blocks whose pairs fit into a core's cache."""
-    pairs = _pairs(x, y)
-    shape, size = pairs[0].shape[:-1], pairs[0].shape[-1]
-    a, b, mask = (v.reshape(-1, size) for v in pairs)
+    a, b, mask = _pairs(x, y)
+    shape, size = a.shape[:-1], a.shape[-1]
+    a, b, mask = a.reshape(-1, size), b.reshape(-1, size), mask.reshape(-1, size)
     block = max(1, _CACHED_PAIRS // max(size, 1) ** 2)
-    parts = [statistic(*(v[i : i + block] for v in (a, b, mask))) for i in range(0, len(a), block)]
+    starts = range(0, len(a), block)
+    parts = [statistic(a[i : i + block], b[i : i + block], mask[i : i + block]) for i in starts]
     return _plain(np.concatenate(parts).reshape(shape))
 
 

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from latentgym.trajectories.store import Dataset
 
 STEPS = 200
-BATCH_SIZE = 64
-LEARNING_RATE = 2e-3
+BATCH_SIZE = 32
+LEARNING_RATE = 1e-3
 WEIGHT_DECAY = 0.01
 WARMUP_SHARE = 0.05
 GRADIENT_NORM = 1.0

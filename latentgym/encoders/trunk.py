@@ -15,6 +15,7 @@ WIDTH = 64
 CHANNELS = (24, 48, 64, 64, 64)
 _STRIDES = (2, 2, 2, 1, 1)
 _NORM_GROUPS = 8
+_MOTION_GAIN = 2.0
 
 
 class ConvBlock(nn.Module):
@@ -34,7 +35,12 @@ class ConvBlock(nn.Module):
 
 
 class Trunk(nn.Module):
-    """Five convolution blocks (24-48-64-64-64) on a stack of two frames; the last block's output is signed."""
+    """Five convolution blocks (24-48-64-64-64) on a stack of two frames; the last block's output is signed.
+
+    The stem is given the newer frame and twice the difference to the older one, an invertible change of basis: motion
+    is a small part of two nearly equal frames, and short runs would spend their steps on finding it. A frame stacked
+    with itself has a difference of zero.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,9 +60,11 @@ class Trunk(nn.Module):
         Returns:
             ``(B, C, 8, 8)``; finer grids of early blocks are averaged onto 8 × 8.
         """
+        older, newer = stack.chunk(2, dim=1)
+        features = torch.cat([newer, _MOTION_GAIN * (newer - older)], dim=1)
         for block in self.blocks[: layer % len(self.blocks) + 1]:
-            stack = block(stack)
-        return nn.functional.adaptive_avg_pool2d(stack, GRID) if stack.shape[-1] != GRID else stack
+            features = block(features)
+        return nn.functional.adaptive_avg_pool2d(features, GRID) if features.shape[-1] != GRID else features
 
 
 def still(frame: torch.Tensor) -> torch.Tensor:

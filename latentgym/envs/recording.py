@@ -135,9 +135,7 @@ class _Recorder:
         names = ("policy", "random_fraction", "image_size", "env_options")
         settings = {name: getattr(self._recording, name) for name in names}
         self._behaviour(self._recording.policy)  # a missing expert shows before a folder is made
-        return make_provenance(
-            self.contract, seed=self._recording.seed, call=self._recording.call, settings=settings
-        )
+        return make_provenance(self.contract, seed=self._recording.seed, call=self._recording.call, settings=settings)
 
     def episode(self, index: int) -> Episode:
         """Play one episode."""
@@ -167,9 +165,7 @@ def _open_store(out: Path, episodes: int, contract: EnvContract, provenance: Pro
     )
 
 
-def _record_here(
-    recording: _Recording, out: Path, episodes: int, progress: Callable[[int, int], None] | None
-) -> None:
+def _record_here(recording: _Recording, out: Path, episodes: int, progress: Callable[[int, int], None] | None) -> None:
     with contextlib.closing(_Recorder(recording)) as recorder:
         store = _open_store(out, episodes, recorder.contract, recorder.provenance())
         missing = store.missing()
@@ -199,7 +195,7 @@ def _record_in_workers(
         kept = 0 if store is None else episodes - len(store.missing())
         raise LatentGymError(
             f"a worker process died while recording {recording.env_id} (out of memory, a crash of the GL driver, or a "
-            f'script without \'if __name__ == "__main__":\'); {kept} of {episodes} episodes are kept in {out}, the '
+            f"script without 'if __name__ == \"__main__\":'); {kept} of {episodes} episodes are kept in {out}, the "
             "same call goes on from there, num_envs=1 records in this process"
         ) from error
     finally:

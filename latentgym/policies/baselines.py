@@ -65,7 +65,7 @@ class BehaviourPolicy(CheckpointedPolicy):
         actions = np.zeros((len(self._behaviours), self._size), dtype=np.float32)
         for row in np.flatnonzero(self._started):
             own = {key: values[row] for key, values in observation.items()}
-            actions[row] = self._behaviours[row].decide(self._envs[row], own).action
+            actions[row] = self._behaviours[row].act(self._envs[row], own).action
         return actions
 
     def record(self) -> dict[str, Any]:

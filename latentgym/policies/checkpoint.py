@@ -29,7 +29,7 @@ ENCODER_NAME = "encoder"
 # Settings of an environment that change neither what a policy sees nor what its actions mean.
 _IRRELEVANT = frozenset({"pixels", "horizon", "state_names"})
 # Settings that say what follows from the others, or what each caller decides.
-_NO_OPTIONS = frozenset({"pixels", "state_names"})
+_NO_OPTIONS = frozenset({"pixels", "state_names", "suite"})
 
 
 @dataclasses.dataclass(frozen=True)

@@ -103,9 +103,17 @@ class FoldSystem:
         fold: moments of the rows held out (``None`` for the final fit on all rows).
         offset: ``(D,)`` shift of the features.
         standardize: whether features are divided by the standard deviation of the rows outside the fold.
+        scratch: ``(D, D)`` float32 to factorise in, shared by the folds: fresh pages cost more than copying does.
     """
 
-    def __init__(self, total: Moments, fold: Moments | None, offset: Tensor, standardize: bool) -> None:
+    def __init__(
+        self,
+        total: Moments,
+        fold: Moments | None,
+        offset: Tensor,
+        standardize: bool,
+        scratch: Tensor | None = None,
+    ) -> None:
         self.total, self.fold = total, fold
         self.train = total.minus(fold) if fold is not None else total
         count = self.train.count
@@ -113,7 +121,8 @@ class FoldSystem:
         square = total.xx.diagonal() - (fold.xx.diagonal() if fold is not None else 0.0)
         self.scale = scale_of(self.mean_x, square / count, offset, count, standardize)
         self.rhs = (self.train.xy - torch.outer(self.train.x, self.mean_y)) / self.scale[:, None]
-        self.rough = self.matrix().float() if fold is not None else None
+        self.scratch = scratch
+        self.rough = self.matrix().float() if scratch is not None else None
 
     def matrix(self) -> Tensor:
         """``(D, D)`` float64 Gram matrix of the centred, standardised rows."""
@@ -132,24 +141,24 @@ class FoldSystem:
 
     def solve(self, penalty: float) -> Tensor:
         """Weights ``(D, Q)`` in standardised coordinates, accurate to double precision."""
-        if self.rough is not None:
-            weights = self._solve_mixed(self.rough, penalty)
+        if self.rough is not None and self.scratch is not None:
+            weights = self._solve_mixed(self.scratch.copy_(self.rough), penalty)
             if weights is not None:
                 return weights
         return cholesky_solve(self.matrix(), self.rhs, penalty)
 
-    def _solve_mixed(self, rough: Tensor, penalty: float) -> Tensor | None:
+    def _solve_mixed(self, matrix: Tensor, penalty: float) -> Tensor | None:
         """Single-precision Cholesky with residuals in double; ``None`` where the system is too ill-conditioned."""
-        shifted = rough.clone()
-        shifted.diagonal().add_(penalty)
-        if not cholesky_(shifted):
+        matrix.diagonal().add_(penalty)
+        if not cholesky_(matrix):
             return None
-        weights = torch.zeros_like(self.rhs)
-        residual, size = self.rhs, self.rhs.norm(dim=0)
+        size = self.rhs.norm(dim=0).clamp_min(torch.finfo(torch.float64).tiny)
+        weights = substitute(matrix, self.rhs.float()).double()
         for _ in range(_REFINEMENTS):
-            weights = weights + substitute(shifted, residual.float()).double()
             residual = self.rhs - self.product(weights) - penalty * weights
-            if bool((residual.norm(dim=0) <= _RESIDUAL * size).all()):
+            weights += substitute(matrix, residual.float()).double()
+            # Each refinement shrinks the residual by the same factor again, so its square is what this one leaves.
+            if bool(((residual.norm(dim=0) / size).square() <= _RESIDUAL).all()):
                 return weights
         return None
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 READOUTS = ("ridge", "ridge_mean", "mlp")
 CONTROLS = ("shuffled_actions", "shuffled_endpoints", "control_task")
-INPUTS = ("pair", "single", "window")
+INPUTS: tuple[Input, ...] = ("pair", "single", "window")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -42,7 +42,7 @@ class _Settings:
     split: Split
     actions: Actions
     cache: FeatureCache
-    inputs: tuple[str, ...]
+    inputs: tuple[Input, ...]
     controls: tuple[str, ...]
     lambdas: tuple[float, ...]
     folds: int
@@ -68,7 +68,7 @@ def probe(
     *,
     split: Split | None = None,
     horizons: Sequence[int] = (1, 4),
-    inputs: Sequence[str] = ("pair", "single"),
+    inputs: Sequence[Input] = ("pair", "single"),
     readouts: Sequence[str] = READOUTS,
     mlp_horizons: Sequence[int] = (1,),
     controls: Sequence[str] = CONTROLS,
@@ -177,6 +177,7 @@ def _ridge(settings: _Settings, scorer: Scorer, k: int, readout: str, pooling: s
     """Ridge on every input of one horizon, and the controls that share the pair's Gram matrix."""
     train, test, features = settings.windows("train", k), settings.windows("test", k), settings.features(k, pooling)
     found: dict[str, dict[str, Scores]] = {}
+    start: float | None = None
     for kind in settings.inputs:
         targets = {"mean": (train.mean, test.mean)}
         if k > 1:
@@ -185,7 +186,9 @@ def _ridge(settings: _Settings, scorer: Scorer, k: int, readout: str, pooling: s
             targets["shuffled"] = (shuffled_actions(train, settings.seed), test.mean)
         if kind == "pair" and "control_task" in controls:
             targets["control"] = control_actions(settings.dataset, train, test, settings.cache, settings.seed)
-        probe, predictions = _fit_predict(settings, features, kind, train, test, [y for y, _ in targets.values()])  # type: ignore[arg-type]
+        train_targets = [fitted for fitted, _ in targets.values()]
+        probe, predictions = _fit_predict(settings, features, kind, train, test, train_targets, start=start)
+        start = probe.lambda_
         scorer.result.lambdas[f"{readout}|{kind}|{k}"] = probe.lambda_
         by_target = dict(zip(targets, predictions, strict=True))
         where: dict[str, Any] = {"readout": readout, "input": kind}
@@ -198,7 +201,10 @@ def _ridge(settings: _Settings, scorer: Scorer, k: int, readout: str, pooling: s
             _selectivity(scorer, test, by_target["control"], targets["control"][1], found[kind], where)
     scorer.aliases(found, readout, k)
     if "pair" in settings.inputs and "shuffled_endpoints" in controls:
-        _, (prediction,) = _fit_predict(settings, features, "pair", train, test, [train.mean], endpoints=True)
+        penalty = scorer.result.lambdas[f"{readout}|pair|{k}"]
+        _, (prediction,) = _fit_predict(
+            settings, features, "pair", train, test, [train.mean], lambdas=(penalty,), endpoints=True
+        )
         names = {"r2": "action_r2_shuffled_endpoints"}
         scorer.add(test, prediction, names=names, readout=readout, input="pair")
 
@@ -211,9 +217,23 @@ def _fit_predict(
     test: Windows,
     targets: Sequence[NDArray[np.float64]],
     *,
+    lambdas: Sequence[float] | None = None,
+    start: float | None = None,
     endpoints: bool = False,
 ) -> tuple[RidgeProbe, list[NDArray[np.float64]]]:
-    """One ridge probe of several targets, each with its own λ, streamed over episodes; predictions per target."""
+    """One ridge probe of several targets, each with its own λ, streamed over episodes; predictions per target.
+
+    Args:
+        settings: what is probed.
+        features: feature rows.
+        kind: input form.
+        train: training windows.
+        test: test windows.
+        targets: ``(n, A)`` each.
+        lambdas: penalties, those of the settings by default.
+        start: where the search for the penalty starts.
+        endpoints: shuffle the windows' endpoints, within blocks of episodes.
+    """
 
     def rows(block: Windows) -> NDArray[np.float32]:
         return features.rows(block, kind, shuffled_rows(block, settings.seed) if endpoints else None)
@@ -221,12 +241,17 @@ def _fit_predict(
     size = targets[0].shape[1]
     groups = [list(range(size * index, size * (index + 1))) for index in range(len(targets))]
     probe = RidgeProbe(
-        settings.lambdas, folds=settings.folds, device=settings.device, search="climb", target_groups=groups
+        lambdas or settings.lambdas,
+        folds=settings.folds,
+        device=settings.device,
+        search="climb",
+        start=start,
+        target_groups=groups,
     ).plan_folds(train.episode)
-    stacked, start = np.concatenate(targets, axis=1), 0
+    stacked, first = np.concatenate(targets, axis=1), 0
     for block in train.blocks():
-        probe.partial_fit(rows(block), stacked[start : start + len(block)], block.episode)
-        start += len(block)
+        probe.partial_fit(rows(block), stacked[first : first + len(block)], block.episode)
+        first += len(block)
     probe.finalize()
     predicted = np.concatenate([probe.predict(rows(block)) for block in test.blocks()])
     return probe, [predicted[:, group] for group in groups]

@@ -84,7 +84,7 @@ class RidgeProbe:
         device: torch device, ``"auto"`` for the GPU if there is one.
         search: ``"grid"`` tries every λ; ``"climb"`` walks uphill from ``start``, which finds the same λ where the
             cross-validation curve has one peak, at a fraction of the work.
-        start: λ near which ``"climb"`` starts; default: the middle of ``lambdas``.
+        start: λ near which ``"climb"`` starts; default: rows × features / 200, about where latents end up.
         target_groups: column indices of the targets that share a λ, one sequence per group; default: all share one.
 
     Attributes:
@@ -243,7 +243,10 @@ class RidgeProbe:
             sum(fold.count for fold in self._moments),
             *(sum(getattr(fold, name) for fold in self._moments) for name in ("x", "y", "xx", "xy", "yy")),
         )
-        systems = [FoldSystem(total, fold, self._offset_x, self.standardize) for fold in self._moments if searching]
+        scratch = torch.empty_like(total.xx, dtype=torch.float32)
+        systems = [
+            FoldSystem(total, fold, self._offset_x, self.standardize, scratch) for fold in self._moments if searching
+        ]
         return FoldSystem(total, None, self._offset_x, self.standardize), systems
 
     def _dual_systems(self, searching: bool) -> tuple[DualSystem, list[DualSystem]]:
@@ -267,8 +270,8 @@ class RidgeProbe:
 
         if self.search == "grid":
             return self.lambdas[int(np.argmax([score(index) for index in range(len(self.lambdas))]))]
-        middle = self.lambdas[len(self.lambdas) // 2] if self.start is None else self.start
-        best = int(np.argmin(np.abs(np.log(np.array(self.lambdas) / middle))))
+        start = self._rows * len(self._offset_x) / 200 if self.start is None else self.start
+        best = int(np.argmin(np.abs(np.log(np.array(self.lambdas) / start))))
         for step in (1, -1):
             while 0 <= best + step < len(self.lambdas) and score(best + step) > score(best):
                 best += step

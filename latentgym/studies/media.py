@@ -85,9 +85,9 @@ def _videos(plan: SuitePlan, root: Path) -> Iterator[dict[str, Any]]:
     cells += [(f"{name} policy", env, cell) for name, env, _, cell in plan.baselines]
     for name, env, cell in cells:
         for video in read_json(cell.folder(root) / "rollouts.json")["videos"]:
-            path = cell.folder(root) / "videos" / Path(video["path"]).name
-            facts = {"success": video["success"], "seed": video["seed"], "path": str(path.relative_to(root))}
-            yield {"env": env, "encoder": name, **facts}
+            outcome, _, seed = Path(video).stem.partition("-")
+            path = (cell.folder(root) / "videos" / video).relative_to(root)
+            yield {"env": env, "encoder": name, "success": outcome == "success", "seed": int(seed), "path": str(path)}
 
 
 def _curves(plan: SuitePlan, root: Path) -> Iterator[tuple[str, dict[str, list[float]]]]:

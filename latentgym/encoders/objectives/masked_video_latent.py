@@ -27,9 +27,7 @@ class MaskedVideoLatent(Objective):
         super().__init__(action_size)
         self.target = Trunk().requires_grad_(False)
         self.query = nn.Parameter(torch.zeros(1, WIDTH, GRID, GRID))
-        self.predictor = nn.Sequential(
-            ConvBlock(WIDTH, WIDTH), ConvBlock(WIDTH, WIDTH), nn.Conv2d(WIDTH, WIDTH, 3, padding=1)
-        )
+        self.predictor = nn.Sequential(ConvBlock(WIDTH, WIDTH), ConvBlock(WIDTH, WIDTH), nn.Conv2d(WIDTH, WIDTH, 1))
 
     def initialise(self, seed: int) -> None:
         """See :meth:`Objective.initialise`; the target starts as a copy of the trunk."""

@@ -22,7 +22,7 @@ class NextLatent(Objective):
 
     def __init__(self, action_size: int = 0) -> None:
         super().__init__(action_size)
-        self.predictor = nn.Sequential(ConvBlock(WIDTH, WIDTH), nn.Conv2d(WIDTH, WIDTH, 3, padding=1))
+        self.predictor = nn.Sequential(ConvBlock(WIDTH, WIDTH), nn.Conv2d(WIDTH, WIDTH, 1))
         self.expander = Expander()
 
     def loss(self, batch: Batch, generator: torch.Generator) -> torch.Tensor:
