@@ -46,7 +46,8 @@ class ClipPool:
         pool_bytes: bound on the decoded frames held in memory.
 
     Raises:
-        LatentGymError: if there is no episode, none is long enough, or actions of different sizes are mixed.
+        LatentGymError: if an episode or camera does not exist, no episode is long enough, or actions of different sizes
+            are mixed.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class ClipPool:
         self.seed, self.steps, self.camera = seed, steps, camera
         self._data = [dataset for dataset, _ in data]
         self._check_camera()
+        _check_episodes(data)
         entries = [(d, int(i)) for d, (_, episodes) in enumerate(data) for i in episodes]
         lengths = [int(self._data[d].lengths[i]) + 1 for d, i in entries]
         kept = [entry for entry, length in zip(entries, lengths, strict=True) if length >= CLIP_FRAMES]
@@ -134,3 +136,12 @@ class ClipPool:
         self._mean = actions.mean(axis=0, dtype=np.float64).astype(np.float32)
         deviation = actions.std(axis=0, dtype=np.float64).astype(np.float32)
         self._deviation = np.where(deviation > 1e-6, deviation, np.float32(1.0))
+
+
+def _check_episodes(data: Sequence[tuple[Dataset, Sequence[int]]]) -> None:
+    for dataset, episodes in data:
+        absent = [int(i) for i in episodes if not 0 <= i < len(dataset)]
+        if absent:
+            raise LatentGymError(
+                f"pretraining asks for episode {absent[0]} of {dataset.path}, which has {len(dataset)} episodes"
+            )

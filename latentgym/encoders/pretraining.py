@@ -105,7 +105,7 @@ def pretrain(
         run.resume()
         for step in range(run.done, steps):
             run.step()
-            if step + 1 in checkpoints and step + 1 < steps:
+            if step + 1 in checkpoints:
                 run.save_checkpoint()
             if (step + 1) % save_every == 0 and step + 1 < steps:
                 run.save_state()

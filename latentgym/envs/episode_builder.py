@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, SupportsFloat
 
 import gymnasium
 import numpy as np
@@ -41,7 +41,7 @@ class EpisodeBuilder:
     def add(
         self,
         action: NDArray[np.float32],
-        result: tuple[Mapping[str, NDArray[Any]], float, bool, bool, dict[str, Any]],
+        result: tuple[Mapping[str, NDArray[Any]], SupportsFloat, bool, bool, dict[str, Any]],
         *,
         expert_action: NDArray[np.float32] | None = None,
         random: bool = False,

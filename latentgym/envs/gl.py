@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import functools
 import importlib
 import os
 import sys
+import weakref
 from typing import Any
 
 from latentgym.errors import LatentGymError, require
@@ -14,6 +16,7 @@ from latentgym.errors import LatentGymError, require
 _LIBRARIES = {"egl": ("libEGL.so.1", "libEGL.so"), "osmesa": ("libOSMesa.so.8", "libOSMesa.so.6", "libOSMesa.so")}
 _SWITCHED_OFF = ("disable", "disabled", "off", "false", "0")
 _KNOWN = ("egl", "osmesa", "glfw", "glx", "cgl", "wgl", "enable", "enabled", "on", "true", "1")
+_live_renderers: weakref.WeakSet[Any] = weakref.WeakSet()
 _PACKAGES = (
     "install them with: apt-get install libegl1 libegl-mesa0 libgl1-mesa-dri  (EGL, preferred), "
     "or: apt-get install libosmesa6  (OSMesa); or work without frames (pixels=False)"
@@ -94,10 +97,21 @@ def make_renderer(model: Any, *, height: int, width: int, max_geom: int = 10000)
         LatentGymError: if no GL context can be created.
     """
     mujoco = import_mujoco()
+    gl_strings()  # fails here, before a half-made renderer has to be torn down
     try:
-        return mujoco.Renderer(model, height, width, max_geom)
+        renderer = mujoco.Renderer(model, height, width, max_geom)
     except Exception as error:  # as above; also mujoco.FatalError
         raise _unusable(os.environ.get("MUJOCO_GL", ""), error) from error
+    if not _live_renderers:
+        atexit.register(_close_renderers)
+    _live_renderers.add(renderer)
+    return renderer
+
+
+def _close_renderers() -> None:
+    """Free the contexts of environments that nobody closed, while EGL is still there to do it."""
+    for renderer in list(_live_renderers):
+        renderer.close()
 
 
 @functools.cache
@@ -120,6 +134,10 @@ def gl_strings() -> dict[str, str]:
         gl = importlib.import_module("OpenGL.GL")
         names = {"vendor": gl.GL_VENDOR, "renderer": gl.GL_RENDERER, "version": gl.GL_VERSION}
         values = {name: gl.glGetString(token) for name, token in names.items()}
+    except Exception as error:
+        raise _unusable(backend, error) from error
     finally:
         context.free()
+    if not values["renderer"]:
+        raise _unusable(backend, RuntimeError("the context names no renderer"))
     return {"backend": backend} | {name: value.decode() if value else "" for name, value in values.items()}

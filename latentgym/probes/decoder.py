@@ -7,17 +7,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 TARGET_PIXELS = 64
-_CHANNELS = (64, 64, 32, 16)
-_COARSE, _FINE = 8, 16
+_CHANNELS = (64, 48, 24, 12)
+_SIDE = 8
 
 
 class GridDecoder(nn.Module):
     """Tokens on their native grid to a 64 × 64 image.
 
-    A 1 × 1 projection to 64 channels, a learned position map, then 3 × 3 convolutions with three doublings of the
-    resolution; a training set's mean image is added at the end. Grids of up to 8 × 8 enter at 8 × 8, larger ones at
-    16 × 16 (the output is then averaged to 64 pixels), and those above 16 × 16 have blocks of tokens folded into
-    channels first, so no token is averaged away. Only the projection depends on the encoder: 64 parameters per channel.
+    A 1 × 1 projection to 64 channels on an 8 × 8 grid, a learned position map, then 3 × 3 convolutions with three
+    doublings of the resolution; the training set's mean image is added at the end. On grids above 8 × 8, blocks of
+    tokens are folded into channels first, so that no token is averaged away. Only the projection depends on the
+    encoder: 64 parameters per input channel.
 
     Args:
         width: channels D of a token.
@@ -31,13 +31,10 @@ class GridDecoder(nn.Module):
     def __init__(self, width: int, grid: tuple[int, int], mean_image: Tensor, generator: torch.Generator) -> None:
         super().__init__()
         self.grid = grid
-        self.fold = 1
-        while max(grid) > _FINE * self.fold:
-            self.fold *= 2
-        self.side = _COARSE if max(grid) <= _COARSE else _FINE
+        self.fold = -(-max(grid) // _SIDE)
         first, second, third, fourth = _CHANNELS
         self.project = nn.Conv2d(width * self.fold**2, first, 1)
-        self.position = nn.Parameter(torch.zeros(1, first, _COARSE, _COARSE))
+        self.position = nn.Parameter(torch.zeros(1, first, _SIDE, _SIDE))
         self.layers = nn.ModuleList(
             nn.Conv2d(inputs, outputs, 3, padding=1)
             for inputs, outputs in ((first, second), (second, 4 * third), (third, 4 * fourth), (fourth, 12))
@@ -66,15 +63,12 @@ class GridDecoder(nn.Module):
             maps = functional.pad(maps, (0, -columns % self.fold, 0, -rows % self.fold))
             maps = functional.pixel_unshuffle(maps, self.fold)
         x = self.project(maps.contiguous())
-        side = (self.side, self.side)
-        if x.shape[-2:] != side:
-            x = functional.interpolate(x, size=side, mode="bilinear", align_corners=False)
-        position = functional.interpolate(self.position, size=side, mode="bilinear", align_corners=False)
-        x = functional.relu(self.layers[0](functional.relu(x + position)))
+        if x.shape[-2:] != (_SIDE, _SIDE):
+            x = functional.interpolate(x, size=(_SIDE, _SIDE), mode="bilinear", align_corners=False)
+        x = functional.relu(self.layers[0](functional.relu(x + self.position)))
         for layer in self.layers[1:-1]:
             x = functional.relu(functional.pixel_shuffle(layer(x), 2))
-        x = functional.pixel_shuffle(self.layers[-1](x), 2)
-        return functional.adaptive_avg_pool2d(x, TARGET_PIXELS) + self.mean_image
+        return functional.pixel_shuffle(self.layers[-1](x), 2) + self.mean_image
 
 
 def psnr(image: Tensor, target: Tensor) -> Tensor:

@@ -105,7 +105,8 @@ def fidelity(
         _grid(encoder, train.tokens.shape[1]),
         train.images.float().mean(0) / 255,
         torch_generator(seed, "decoder"),
-    ).to(encoder.device)
+    )
+    decoder.to(encoder.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     _train(decoder, train, steps, batch_size, seed)
     images = _decode(decoder, test.tokens)
     return _measure(datasets, encoder, decoder, test, images, replicates, examples)

@@ -16,7 +16,9 @@ EMA_START = 0.98
 class MaskedVideoLatent(Objective):
     """L1 between predicted and target latents at masked places; the target is an average of past weights (V-JEPA).
 
-    The target's momentum rises linearly from 0.98 to 1. Target latents are normalised over channels, as V-JEPA's are.
+    The target's momentum rises linearly from 0.98 to 1. V-JEPA normalises target latents over channels; here they are
+    centred over the batch at every place and scaled to unit deviation per channel, because in a fixed scene most of a
+    latent is the background, whose prediction teaches nothing and invites collapse.
     """
 
     name = "masked_video_latent"
@@ -39,7 +41,9 @@ class MaskedVideoLatent(Objective):
         stack = pair(batch.frames[:, 0], batch.frames[:, 1])
         mask = random_mask(len(stack), MASK_RATIO, generator)
         with torch.no_grad():
-            target = nn.functional.layer_norm(self.target(stack).movedim(1, -1), (WIDTH,)).movedim(-1, 1)
+            target = self.target(stack)
+            target = target - target.mean(dim=0)
+            target = target / (target.std(dim=(0, 2, 3), keepdim=True) + 1e-4)
         context = self.network.trunk(hide(stack, mask))
         predicted = self.predictor(context * (1 - mask) + self.query * mask)
         return ((predicted - target).abs() * mask).sum() / (mask.sum() * WIDTH)

@@ -37,6 +37,11 @@ class Expander(nn.Module):
         return embedding
 
 
+def dense_embedding(features: torch.Tensor) -> torch.Tensor:
+    """Grid features ``(B, C, H, W)`` centred over the batch at every place, as ``(B H W, C)`` rows."""
+    return (features - features.mean(dim=0)).movedim(1, -1).flatten(0, 2)
+
+
 def variance_term(embedding: torch.Tensor) -> torch.Tensor:
     """Hinge that asks for a standard deviation of at least 1 per dimension of ``(B, D)`` (equation 1)."""
     deviation = (embedding.var(dim=0) + _EPSILON).sqrt()

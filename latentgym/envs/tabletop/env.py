@@ -47,7 +47,8 @@ class TabletopEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
     Args:
         task: ``"Reach"``, ``"Push"`` or ``"Intercept"``.
         image_size: side of the frames in pixels.
-        render: ``"fast"`` leaves out shadows, reflections, multisampling and fine meshes; ``"stock"`` is MuJoCo's default look.
+        render: ``"fast"`` leaves out shadows, reflections, multisampling and fine meshes; ``"stock"`` is
+            MuJoCo's default look.
         pixels: whether to render; without, the observation has no ``"pixels"`` and steps are much faster.
         distractor: ``"none"``, ``"static"`` or ``"moving"``: an orange box that touches nothing and does not matter.
         horizon: steps of an episode; the task's default if ``None``.
@@ -172,7 +173,8 @@ class TabletopEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
     def snapshot(self) -> Snapshot:
         """The current low-dimensional state."""
         qpos, qvel = self._data.qpos, self._data.qvel
-        puck, puck_velocity = (qpos[3:5].copy(), qvel[3:5].copy()) if len(qpos) > 3 else (np.zeros(2), np.zeros(2))  # noqa: PLR2004
+        has_puck = self._task.puck_damping is not None
+        puck, puck_velocity = (qpos[3:5].copy(), qvel[3:5].copy()) if has_puck else (np.zeros(2), np.zeros(2))
         return Snapshot(qpos[:3].copy(), qvel[:3].copy(), puck, puck_velocity, self._data.mocap_pos[0].copy())
 
     def sim_state(self) -> NDArray[np.float64]:

@@ -1,4 +1,4 @@
-"""Scripted experts for the tabletop tasks: memoryless, smooth and unimodal functions of the state, so they can be cloned.
+"""Scripted experts for the tabletop tasks: memoryless and unimodal functions of the state, so that they can be cloned.
 
 Each picks a place to go to and moves there with a velocity proportional to the distance.
 """
@@ -43,7 +43,7 @@ def push_action(scene: Snapshot) -> Vector:
     offset = scene.puck - scene.gripper[:2]
     if offset[1] > SLIPPED_M:
         return _towards(np.array([scene.puck[0], scene.puck[1] + 0.09, 0.1]), scene.gripper)
-    approach = _towards(np.array([*(scene.puck + [0.0, 0.085]), LOW_Z]), scene.gripper)
+    approach = _towards(np.array([scene.puck[0], scene.puck[1] + 0.085, LOW_Z]), scene.gripper)
     remaining = np.clip((scene.goal[:2] - scene.puck) / FULL_SPEED_DISTANCE_M, -1.0, 1.0)
     aligned = np.exp(-((offset[0] / 0.025) ** 2)) * np.clip((0.04 - scene.gripper[2]) / 0.015, 0.0, 1.0)
     engaged = np.clip((0.045 + offset[1]) / 0.02, 0.0, 1.0)
@@ -57,7 +57,7 @@ def push_action(scene: Snapshot) -> Vector:
 
 
 def intercept_action(scene: Snapshot) -> Vector:
-    """Wait where the puck will enter the pocket on the line; once it is inside follow it, once it is past hold still."""
+    """Wait where the puck will enter the pocket on the line; once inside follow it, once past hold still."""
     offset = scene.puck - scene.gripper[:2]
     if np.abs(offset).max() < CAUGHT_M:
         return _towards(np.array([scene.gripper[0], scene.puck[1], LOW_Z]), scene.gripper)

@@ -155,7 +155,7 @@ class Intercept(Task):
     speed_limit = 0.2
 
     def place(self, rng: np.random.Generator) -> Snapshot:
-        """Gripper raised behind the line; the puck starts near the camera and crosses 7 to 22 cm aside of the gripper."""
+        """Gripper raised behind the line; the puck starts near the camera and crosses at least 7 cm aside of it."""
         gripper = _start(rng, (0.0, 0.2, 0.09), 0.03)
         start = np.array([rng.uniform(-0.25, 0.25), rng.uniform(-0.3, -0.24)])
         crossing = gripper[0]

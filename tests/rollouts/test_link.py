@@ -1,0 +1,242 @@
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from latentgym.errors import CorruptDataError, LatentGymError
+from latentgym.rollouts import LinkPoint, LinkRow, link, link_studies, read_points, write_points
+from latentgym.rollouts.link_samples import draw_samples
+from latentgym.statistics import mean_maximum_rank_violation, spearman
+
+SMALL = 300
+
+
+def study(
+    seed: int,
+    *,
+    strength: float,
+    families: int = 9,
+    runs: int = 1,
+    envs: int = 3,
+    rollouts: int = 100,
+    checkpoints: tuple[int | None, ...] = (None,),
+) -> list[LinkPoint]:
+    """Families with a planted quality; ``strength`` is the share of it that the proxy ``r2`` sees."""
+    rng = np.random.default_rng(seed)
+    quality = rng.permutation(np.linspace(-2, 2, families))
+    points = []
+    for env in range(envs):
+        for family in range(families):
+            # What the proxy sees instead of the quality belongs to the family as well.
+            other = np.random.default_rng((seed, family)).normal() * 1.3
+            for run in range(runs):
+                for checkpoint in checkpoints:
+                    rate = 1 / (1 + np.exp(-quality[family] - 0.1 * rng.normal()))
+                    proxy = strength * quality[family] + (1 - strength) * other + 0.05 * rng.normal()
+                    points.append(
+                        LinkPoint(
+                            env=f"env{env}",
+                            encoder=f"encoder{family}",
+                            family=f"family{family}",
+                            seed=run,
+                            checkpoint=checkpoint,
+                            reference=family == 0,
+                            parameters=1000,
+                            proxies={"r2": proxy, "psnr_db": float(rng.normal())},
+                            proxy_replicates={"r2": [proxy + 0.02 * rng.normal() for _ in range(50)]},
+                            success=[(rng.random(rollouts) < rate).astype(int).tolist()],
+                        )
+                    )
+    return points
+
+
+def find(rows: list[LinkRow], statistic: str, proxy: str = "r2", env: str = "all", scope: str = "all") -> LinkRow:
+    (row,) = [row for row in rows if (row.proxy, row.env, row.scope, row.statistic) == (proxy, env, scope, statistic)]
+    return row
+
+
+def test_a_planted_link_is_found() -> None:
+    rows = link(study(0, strength=1.0), replicates=SMALL)
+    for statistic in ("spearman", "kendall", "pearson", "partial_spearman", "mmrv", "regret"):
+        row = find(rows, statistic)
+        assert row.verdict == "positive", row
+        assert row.n_encoders == 9
+    assert find(rows, "spearman").value == pytest.approx(1, abs=0.08)
+    assert find(rows, "pearson").low > 0.7  # type: ignore[operator]
+    reliability = find(rows, "split_half_reliability", proxy="success_rate")
+    assert reliability.value is not None and reliability.value > 0.9
+
+
+def test_a_perfect_link_is_one() -> None:
+    points = [
+        LinkPoint(
+            env="e",
+            encoder=str(i),
+            family=str(i),
+            proxies={"r2": float(i)},
+            success=[[1] * (5 + 15 * i) + [0] * (95 - 15 * i)],
+        )
+        for i in range(6)
+    ]
+    rows = link(points, replicates=SMALL)
+    for statistic in ("spearman", "kendall"):
+        assert find(rows, statistic, env="e").value == pytest.approx(1)
+    assert find(rows, "mmrv", env="e").value == 0
+    # One environment is not averaged with itself.
+    assert {row.env for row in rows} == {"e"}
+
+
+def test_a_reversed_link_is_negative() -> None:
+    points = [
+        dataclasses.replace(point, proxies={"r2": -point.proxies["r2"]}, proxy_replicates={})
+        for point in study(1, strength=1.0)
+    ]
+    rows = link(points, replicates=SMALL)
+    assert {find(rows, name).verdict for name in ("spearman", "kendall", "pearson", "mmrv", "regret")} == {"negative"}
+
+
+def test_no_link_is_mostly_inconclusive() -> None:
+    verdicts: dict[str, Counter[str]] = {"spearman": Counter(), "mmrv": Counter(), "regret": Counter()}
+    for seed in range(25):
+        rows = link(study(seed, strength=0.0, runs=2, envs=1, rollouts=50), replicates=150)
+        for statistic, counter in verdicts.items():
+            counter[find(rows, statistic, env="env0").verdict] += 1
+    for statistic, counter in verdicts.items():
+        assert counter["inconclusive"] >= 20, (statistic, counter)
+
+
+def test_few_encoders_are_never_conclusive() -> None:
+    rows = link(study(0, strength=1.0, families=3, runs=4), replicates=50)
+    assert {row.verdict for row in rows} == {"too few encoders"}
+    assert {(row.low, row.high) for row in rows} == {(None, None)}
+    assert find(rows, "spearman").n_encoders == 3
+
+
+def test_runs_of_one_family_are_no_independent_evidence() -> None:
+    # Four families with ten runs each hold no more than four values of quality.
+    many = find(link(study(3, strength=0.7, families=4, runs=10, envs=1), replicates=SMALL), "spearman", env="env0")
+    few = find(link(study(3, strength=0.7, families=12, runs=1, envs=1), replicates=SMALL), "spearman", env="env0")
+    widths = [row.high - row.low for row in (many, few)]  # type: ignore[operator]
+    assert widths[0] > 0.8 * widths[1]
+
+
+def test_the_supervised_reference_is_reported_in_and_out() -> None:
+    points = study(4, strength=1.0)
+    rows = link(points, replicates=50)
+    out = find(rows, "spearman", scope="all without the supervised reference")
+    assert out.n_encoders == 8
+    rest = [point for point in points if not point.reference]
+    assert find(link(rest, replicates=50), "spearman").value == out.value
+    assert {row.scope for row in link(rest, replicates=50)} == {"all"}
+
+
+def test_intermediate_checkpoints_stay_out_of_the_headline() -> None:
+    points = study(5, strength=1.0, checkpoints=(None, 100, 200))
+    rows = link(points, replicates=50)
+    final = link([point for point in points if point.checkpoint is None], replicates=50)
+    assert [row for row in rows if row.scope != "all with intermediate checkpoints"] == final
+    assert find(rows, "spearman", scope="all with intermediate checkpoints").n_encoders == 9
+
+
+def test_values_are_averages_of_each_environment_alone() -> None:
+    points = study(6, strength=0.6)
+    rows = link(points, replicates=50)
+    for name, statistic in (
+        ("spearman", spearman),
+        ("mmrv", lambda x, y: mean_maximum_rank_violation(proxy=x, success=y)),
+    ):
+        per_env = []
+        for env in ("env0", "env1", "env2"):
+            there = [point for point in points if point.env == env]
+            x, y = [p.proxies["r2"] for p in there], [np.mean(p.success) for p in there]
+            per_env.append(statistic(x, y))
+            assert find(rows, name, env=env).value == pytest.approx(per_env[-1])
+        assert find(rows, name).value == pytest.approx(np.mean(per_env))
+
+
+def test_leave_one_family_out_is_a_range() -> None:
+    points = study(7, strength=0.6, envs=1)
+    row = find(link(points, replicates=50), "spearman_leave_one_family_out", env="env0")
+    values = []
+    for family in {point.family for point in points}:
+        rest = [point for point in points if point.family != family]
+        values.append(spearman([p.proxies["r2"] for p in rest], [np.mean(p.success) for p in rest]))
+    assert (row.low, row.high) == pytest.approx((min(values), max(values)))
+    assert row.verdict == "range"
+
+
+def test_equal_seeds_give_equal_rows_and_order_does_not_matter_to_values() -> None:
+    points = study(8, strength=0.6)
+    rows = link(points, seed=3, replicates=50)
+    assert link(points, seed=3, replicates=50) == rows
+    shuffled = link(points[::-1], seed=3, replicates=50)
+    assert find(shuffled, "spearman").value == pytest.approx(find(rows, "spearman").value)
+    assert find(link(points, seed=4, replicates=50), "spearman").low != find(rows, "spearman").low
+
+
+def test_an_undefined_statistic_is_none() -> None:
+    points = [
+        LinkPoint(env="e", encoder=str(i), family=str(i), proxies={"r2": float(i)}, success=[[1, 1]]) for i in range(5)
+    ]
+    row = find(link(points, replicates=20), "spearman", env="e")
+    assert (row.value, row.low, row.high, row.verdict) == (None, None, None, "inconclusive")
+
+
+def test_encoders_may_miss_in_some_environments() -> None:
+    points = [p for p in study(9, strength=1.0) if (p.env, p.encoder) not in {("env1", "encoder3"), ("env2", "encoder5")}]
+    rows = link(points, replicates=50)
+    assert find(rows, "spearman", env="env1").n_encoders == 8
+    assert find(rows, "spearman").n_encoders == 9
+
+
+def test_policy_seeds_are_averaged() -> None:
+    points = [dataclasses.replace(p, success=[p.success[0], [0] * len(p.success[0])]) for p in study(0, strength=1.0)]
+    (sample, *_) = draw_samples(points, ["env0"], seed=0, replicates=40)
+    assert sample.success == pytest.approx([np.mean(p.success) for p in points if p.env == "env0"])
+    spread = np.nanstd(sample.drawn_success)
+    (single, *_) = draw_samples(study(0, strength=1.0), ["env0"], seed=0, replicates=40)
+    assert spread > 0
+    assert np.nanmean(sample.drawn_success) < np.nanmean(single.drawn_success)
+
+
+def test_the_null_exchanges_whole_families() -> None:
+    points = study(0, strength=1.0, families=4, runs=3, envs=1)
+    (sample,) = draw_samples(points, ["env0"], seed=0, replicates=30)
+    families = np.array([int(p.family[-1]) for p in points], float)
+    for row in sample.permuted(families):
+        blocks = row.reshape(4, 3)
+        assert (blocks == blocks[:, :1]).all()
+        assert sorted(blocks[:, 0]) == [0, 1, 2, 3]
+
+
+def test_points_survive_their_file_and_studies_can_be_joined(tmp_path: Path) -> None:
+    points = study(0, strength=1.0, envs=1)
+    write_points(tmp_path / "link_points.json", points)
+    assert read_points(tmp_path) == points == read_points(tmp_path / "link_points.json")
+    assert link_studies(tmp_path, replicates=20) == link(points, replicates=20)
+    both = link_studies(tmp_path, tmp_path, replicates=20)
+    assert find(both, "spearman", env="env0").n_encoders == 18
+
+
+def test_damaged_files(tmp_path: Path) -> None:
+    with pytest.raises(CorruptDataError, match="missing"):
+        read_points(tmp_path)
+    for text in ("{}", '{"schema": 1, "points": [{"env": "e"}]}', "["):
+        (tmp_path / "link_points.json").write_text(text)
+        with pytest.raises(CorruptDataError, match=r"link_points\.json"):
+            read_points(tmp_path)
+
+
+def test_bad_points() -> None:
+    with pytest.raises(LatentGymError, match="equally long"):
+        LinkPoint(env="e", encoder="a", family="f", proxies={}, success=[[1, 0], [1]])
+    with pytest.raises(LatentGymError, match="0 or 1"):
+        LinkPoint(env="e", encoder="a", family="f", proxies={}, success=[[2]])
+    point = study(0, strength=1.0)[0]
+    with pytest.raises(LatentGymError, match="more than once"):
+        link([point, point])
+    assert link([]) == []
