@@ -33,8 +33,8 @@ def resize(frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
 class ClipPool:
     """Clips of consecutive frames, drawn uniformly from the episodes in memory.
 
-    All episodes are put in a seeded order. Where they fit into ``pool_bytes`` the pool is all of them; otherwise it is a
-    window that slides once over that order in the course of the training, so that each episode is decoded once. What
+    All episodes are put in a seeded order. Where they fit into ``pool_bytes`` the pool is all of them; otherwise it is
+    a window that slides once over that order in the course of the training, so that each episode is decoded once. What
     :meth:`batch` returns depends on the constructor's arguments and ``step`` alone: a resumed run sees the same clips.
 
     Args:

@@ -1,4 +1,4 @@
-"""Pretrain a small encoder: equal clips, steps and batch for every objective, resumable, with the same bits each time."""
+"""Pretrain a small encoder: equal clips, steps and batch for every objective, resumable, the same bits every time."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def pretrain(
         out: folder for ``encoder.json`` and ``weights.safetensors``; it also keeps the training state until the end.
         seed: seed of the initial weights, of the order of clips and of all noise.
         steps: optimiser steps.
-        batch_size: clips per step, at least 4.
+        batch_size: clips per step, at least 2.
         checkpoints: steps after which a copy is saved under ``out/checkpoint-<step>``.
         camera: camera to read; each data set's first where ``None``.
         save_every: steps between two saved training states.
@@ -231,9 +231,9 @@ class _Run:
 
 
 def _check_numbers(steps: int, batch_size: int, checkpoints: Sequence[int], save_every: int) -> None:
-    if steps < 1 or batch_size < 4 or save_every < 1:
+    if steps < 1 or batch_size < 2 or save_every < 1:
         raise LatentGymError(
-            f"pretraining needs steps ≥ 1, batch_size ≥ 4 and save_every ≥ 1; found {steps}, {batch_size}, {save_every}"
+            f"pretraining needs steps ≥ 1, batch_size ≥ 2 and save_every ≥ 1; found {steps}, {batch_size}, {save_every}"
         )
     wrong = [step for step in checkpoints if not 1 <= step <= steps]
     if wrong:

@@ -152,7 +152,9 @@ def load_small_encoder(folder: str | Path) -> SmallEncoder:
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         raise CorruptDataError(f"{folder / RECORD_NAME} is not the record of a small encoder (format {FORMAT!r})")
     try:
-        fields = {key: tuple(value) if isinstance(value, list) else value for key, value in record["spec"].items()}
+        fields: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in record["spec"].items()
+        }
         spec = EncoderSpec(**fields)
     except (KeyError, TypeError, AttributeError) as error:
         raise CorruptDataError(f"{folder / RECORD_NAME} holds no valid encoder spec: {error}") from error

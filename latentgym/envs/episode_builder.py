@@ -116,4 +116,5 @@ class EpisodeBuilder:
 
     def _vectors(self, key: str) -> NDArray[np.float32]:
         rows = [row.get(key, np.zeros(0)) for row in self._observations]
-        return np.stack(rows).astype(np.float32)
+        vectors: NDArray[np.float32] = np.stack(rows).astype(np.float32)
+        return vectors

@@ -8,6 +8,7 @@ import functools
 import importlib
 import os
 import sys
+import traceback
 import weakref
 from typing import Any
 
@@ -124,12 +125,7 @@ def gl_strings() -> dict[str, str]:
         LatentGymError: if no GL context can be created.
     """
     backend = choose_gl_backend()
-    mujoco = import_mujoco()
-    try:
-        context = mujoco.GLContext(8, 8)
-        context.make_current()
-    except Exception as error:
-        raise _unusable(backend, error) from error
+    context = _open_context(backend)
     try:
         gl = importlib.import_module("OpenGL.GL")
         names = {"vendor": gl.GL_VENDOR, "renderer": gl.GL_RENDERER, "version": gl.GL_VERSION}
@@ -141,3 +137,23 @@ def gl_strings() -> dict[str, str]:
     if not values["renderer"]:
         raise _unusable(backend, RuntimeError("the context names no renderer"))
     return {"backend": backend} | {name: value.decode() if value else "" for name, value in values.items()}
+
+
+def _open_context(backend: str) -> Any:
+    """A small current GL context.
+
+    MuJoCo's half-made contexts complain on standard error when they are collected, so that is done here, in silence.
+    """
+    import_mujoco()
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    try:
+        # Not mujoco.GLContext, which stays what it was when MuJoCo was imported before the backend was chosen.
+        context = importlib.import_module("mujoco.gl_context").GLContext(8, 8)
+        context.make_current()
+        return context
+    except Exception as error:
+        failure = _unusable(backend, error)
+        traceback.clear_frames(error.__traceback__)
+    finally:
+        sys.unraisablehook = hook
+    raise failure

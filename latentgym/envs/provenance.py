@@ -37,8 +37,9 @@ def make_provenance(contract: EnvContract, *, seed: int, call: str, settings: di
     if contract.cameras:
         with contextlib.suppress(LatentGymError):  # frames need not come from GL
             gl = gl_strings()
-    program = Path(sys.argv[0] if sys.argv else "").name
-    command = shlex.join(["latentgym", *sys.argv[1:]]) if program in ("latentgym", "__main__.py") else call
+    program = Path(sys.argv[0] if sys.argv else "")
+    from_command_line = "latentgym" in (program.name, program.parent.name if program.name == "__main__.py" else "")
+    command = shlex.join(["latentgym", *sys.argv[1:]]) if from_command_line else call
     return Provenance(_versions(contract.suite), gl, seed, command, _revision(), settings)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Self
 
@@ -190,7 +191,7 @@ def train_convnet_policy(
     frames, wanted = _frames_and_targets(dataset, chosen, image_size)
     targets = np.concatenate(wanted)
     network = ConvNet(image_size, history, targets.shape[1])
-    initialise(network, torch_generator(seed, NAME, "weights"))
+    initialise(network, torch_generator(seed, NAME, "weights"), gain=math.sqrt(6))
     network.action_mean.copy_(torch.from_numpy(targets.mean(axis=0, dtype=np.float64)))
     network.action_scale.copy_(torch.from_numpy(safe_scale(targets.astype(np.float64))))
     network.to(device)

@@ -22,12 +22,15 @@ def mlp(sizes: Sequence[int]) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
-def initialise(module: nn.Module, generator: torch.Generator) -> None:
-    """Draw every linear and convolutional layer as PyTorch does by default, but from ``generator``."""
+def initialise(module: nn.Module, generator: torch.Generator, *, gain: float = 1.0) -> None:
+    """Draw linear and convolutional layers from ``generator``, uniformly within ``gain`` / √fan-in.
+
+    A gain of 1 is PyTorch's default; √6 keeps the variance through layers with ReLU (He et al. 2015).
+    """
     for layer in module.modules():
         if isinstance(layer, nn.Linear | nn.Conv2d):
             bound = 1 / math.sqrt(layer.weight[0].numel())
-            nn.init.uniform_(layer.weight, -bound, bound, generator=generator)
+            nn.init.uniform_(layer.weight, -gain * bound, gain * bound, generator=generator)
             assert layer.bias is not None
             nn.init.uniform_(layer.bias, -bound, bound, generator=generator)
 

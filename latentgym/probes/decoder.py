@@ -65,10 +65,15 @@ class GridDecoder(nn.Module):
         x = self.project(maps.contiguous())
         if x.shape[-2:] != (_SIDE, _SIDE):
             x = functional.interpolate(x, size=(_SIDE, _SIDE), mode="bilinear", align_corners=False)
-        x = functional.relu(self.layers[0](functional.relu(x + self.position)))
+        x = _activate(self.layers[0](_activate(x + self.position)))
         for layer in self.layers[1:-1]:
-            x = functional.relu(functional.pixel_shuffle(layer(x), 2))
+            x = _activate(functional.pixel_shuffle(layer(x), 2))
         return functional.pixel_shuffle(self.layers[-1](x), 2) + self.mean_image
+
+
+def _activate(x: Tensor) -> Tensor:
+    # Leaky, because plain rectifiers can die together in a short training and leave the mean image alone.
+    return functional.leaky_relu(x, 0.1)
 
 
 def psnr(image: Tensor, target: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -79,7 +80,7 @@ def fidelity(
     Args:
         datasets: data sets with their splits.
         encoder: the encoder.
-        steps: Adam steps (learning rate 3e-3, cosine decay to zero).
+        steps: Adam steps (learning rate 3e-3 with warm-up over a tenth of them and cosine decay to zero).
         batch_size: frames per step.
         seed: root seed.
         replicates: number of bootstrap resamples.
@@ -140,6 +141,12 @@ def _encode(datasets: Sequence[tuple[Dataset, Split]], encoder: Encoder, part: s
         tokens.append(_tokens(encoder, observed))
         images.append(_resized(frames))
         labels.append(np.full(wanted, label))
+    shapes = {tuple(part.shape[1:]) for part in tokens}
+    if len(shapes) > 1:
+        raise LatentGymError(
+            f"encoder {encoder.spec.name!r} has latents of different shapes on these data sets: {sorted(shapes)}; "
+            "measure each data set by itself"
+        )
     return _Frames(torch.cat(tokens), torch.cat(images), np.concatenate(labels))
 
 
@@ -171,7 +178,10 @@ def _train(decoder: GridDecoder, train: _Frames, steps: int, batch_size: int, se
     """Adam on the mean squared error, minibatches without replacement within each pass."""
     device = decoder.position.device
     optimizer = torch.optim.Adam(decoder.parameters(), lr=_LEARNING_RATE)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    warm_up = max(1, steps // 10)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min(1, (step + 1) / warm_up) * (1 + math.cos(math.pi * step / steps)) / 2
+    )
     for rows in itertools.islice(_batches(len(train.images), batch_size, seed), steps):
         optimizer.zero_grad(set_to_none=True)
         target = train.images[rows].to(device).float() / 255

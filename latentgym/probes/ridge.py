@@ -35,7 +35,7 @@ def grouped_folds(groups: NDArray[Any], folds: int) -> dict[Any, int]:
         )
     load = np.zeros(folds)
     fold_of: dict[Any, int] = {}
-    for index in np.argsort(counts)[::-1]:
+    for index in np.argsort(counts, kind="stable")[::-1]:
         lightest = int(np.argmin(load))
         load[lightest] += counts[index]
         fold_of[labels[index].item()] = lightest

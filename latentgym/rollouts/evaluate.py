@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import multiprocessing
+import signal
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -165,7 +166,7 @@ def evaluate(
         seeds: one seed per episode, all different, at least 0.
         workers: processes; 1 runs in this one.
         batch_size: environments that the policy serves at once.
-        env_options: options of ``make_env``; by default those that the policy's training data were recorded with.
+        env_options: options of ``make_env``; those left out are as the policy's training data were recorded.
         video_dir: folder for MP4s; none are written without it.
         videos: how many successes and how many failures to film, the first of each.
         stop_at_success: whether an episode ends at its first success (rewards then count up to it).
@@ -185,7 +186,7 @@ def evaluate(
     """
     seeds = [int(seed) for seed in seeds]
     _check_arguments(seeds, workers, batch_size, videos)
-    options = _trained_options(policy) if env_options is None else dict(env_options)
+    options = {**_trained_options(policy, env_id), **(env_options or {})}
     folder = None if video_dir is None else Path(video_dir)
     rollouts = Rollouts(env_id, options, batch_size, stop_at_success, folder, videos, frozenset(env_options or ()))
     size = batch_size * _ROUNDS
@@ -230,9 +231,9 @@ def _check_arguments(seeds: Sequence[int], workers: int, batch_size: int, videos
         raise LatentGymError("evaluate: " + "; ".join(problems))
 
 
-def _trained_options(policy: Policy) -> dict[str, Any]:
+def _trained_options(policy: Policy, env_id: str) -> dict[str, Any]:
     training = getattr(policy, "training", None)
-    return {} if training is None else training.env_options()
+    return training.env_options() if training is not None and training.env_id == env_id else {}
 
 
 def _run_here(
@@ -283,15 +284,21 @@ _worker: dict[str, Any] = {}
 
 
 def _open_worker(rollouts: Rollouts, folder: Path) -> None:
+    # Ctrl-C is the parent's to handle: it drops the chunks that have not begun.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     _worker.update(rollouts=rollouts, folder=folder)
 
 
 def _run_in_worker(seeds: Sequence[int]) -> list[EpisodeRecord]:
-    with single_threaded():
-        if "runner" not in _worker:
-            _worker["runner"] = ChunkRunner(_worker["rollouts"], load_policy(_worker["folder"])).__enter__()
-        records: list[EpisodeRecord] = _worker["runner"].run(seeds)
-        return records
+    try:
+        with single_threaded():
+            if "runner" not in _worker:
+                _worker["runner"] = ChunkRunner(_worker["rollouts"], load_policy(_worker["folder"])).__enter__()
+            records: list[EpisodeRecord] = _worker["runner"].run(seeds)
+            return records
+    except LatentGymError as error:
+        # Subclasses with arguments of their own do not survive the way back to the parent.
+        raise LatentGymError(str(error)) from None
 
 
 def _keep_first(folder: Path, records: Sequence[EpisodeRecord], videos: tuple[int, int]) -> tuple[Path, ...]:

@@ -2,7 +2,8 @@
 
 Statistics are computed within an environment and then averaged. Intervals come from a hierarchical bootstrap over
 families, pretraining runs, the proxy's episodes and rollouts; MMRV and regret are judged against a null that permutes
-the proxy between families. Two scopes are fixed beforehand: all encoders, and all without the supervised reference.
+the proxy between families (with fewer than 40 families, chance alone picks the best one too often for a verdict on
+regret). Two scopes are fixed beforehand: all encoders, and all without the supervised reference.
 Intermediate checkpoints are no replicates and appear in a scope of their own, clustered under their run.
 """
 
@@ -137,7 +138,7 @@ def _scope_rows(scope: str, points: Sequence[LinkPoint], seed: int, replicates: 
     if not envs:
         return
     samples = draw_samples(points, envs, seed=seed, replicates=replicates)
-    for proxy in dict.fromkeys(name for point in points for name in point.proxies):
+    for proxy in sorted({name for point in points for name in point.proxies}):
         if scope == SCOPE_CHECKPOINTS:
             estimates = {"spearman": [_correlation(sample, proxy, spearman) for sample in samples]}
         else:

@@ -94,4 +94,6 @@ def _curves(plan: SuitePlan, root: Path) -> Iterator[tuple[str, dict[str, list[f
     for use in plan.uses:
         if use.cell is not None and use.checkpoint is None:
             training = read_json(use.cell.folder(root) / "encoder" / "encoder.json")["training"]
-            yield f"{use.name}/{plan.suite.name}/seed{use.seed}", training["loss_curve"]
+            steps, losses = zip(*training["loss_curve"], strict=True)
+            name = f"{use.name}/{plan.suite.name}/seed{use.seed}"
+            yield name, {"step": list(steps), "loss": list(losses)}

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 
 from latentgym.encoders.objectives import OBJECTIVES, Batch
 from latentgym.encoders.objectives.diffusion import MIN_DISTANCE, READ_TAU, NoisyStillNetwork, corrupt
-from latentgym.encoders.objectives.dynamics import DEPTH, K_MAX, LATENT_CHANNELS, Dynamics, rotate
+from latentgym.encoders.objectives.dynamics import DEPTH, K_MAX, LATENT_CHANNELS, Dynamics, rotary_angles, rotate
 from latentgym.encoders.objectives.image_ssl import augment
 from latentgym.encoders.objectives.pixels import hide, masked_error, random_mask, to_pixels
 from latentgym.encoders.objectives.shortcut_forcing import ShortcutForcing, draw_levels, shortcut_loss
@@ -277,7 +279,7 @@ def test_an_exact_denoiser_has_no_loss_at_any_step_size():
 @settings(max_examples=30, deadline=None)
 def test_levels_lie_on_the_grid_of_their_step(seed, rows):
     step, tau = draw_levels(rows, 4, generator(seed))
-    bootstrap = round(rows / 4)
+    bootstrap = math.ceil(rows / 4)
     assert bool((step[bootstrap:] == 1 / K_MAX).all())
     assert set(step[:bootstrap].flatten().tolist()) <= {1.0, 0.5, 0.25}
     assert bool((tau >= 0).all()) and bool((tau + step <= 1).all())
@@ -318,21 +320,24 @@ def test_every_admissible_level_has_its_own_embedding():
     dynamics = make_dynamics()
     latents = torch.zeros(1, 1, 64, LATENT_CHANNELS)
     steps = [1.0, 0.5, 0.25, 0.125]
-    outputs = [dynamics(latents, torch.zeros(1, 1), torch.full((1, 1), step)) for step in steps]
-    outputs += [dynamics(latents, torch.full((1, 1), i / K_MAX), torch.full((1, 1), 1 / K_MAX)) for i in range(1, K_MAX)]
-    assert len({float(output.sum()) for output in outputs}) == len(outputs)
+    levels = [(0.0, step) for step in steps] + [(i / K_MAX, 1 / K_MAX) for i in range(1, K_MAX)]
+    outputs = [dynamics(latents, torch.full((1, 1), tau), torch.full((1, 1), step)) for tau, step in levels]
+    assert len({output.sum().item() for output in outputs}) == len(outputs)
 
 
 def test_rotation_keeps_norms_and_makes_products_depend_on_distance():
-    query, key = torch.randn(2, 1, 8, generator=generator(), dtype=torch.float64)
+    query, key = torch.randn(2, 1, 8, generator=generator())
 
-    def product(i, j):
-        place = torch.tensor([float(i)], dtype=torch.float64), torch.tensor([float(j)], dtype=torch.float64)
-        return (rotate(query, place[0]) * rotate(key, place[1])).sum().item()
+    def turned(x, row, column):
+        return rotate(x, rotary_angles(torch.tensor([[float(row)], [float(column)]]), 8))
 
-    assert rotate(query, torch.tensor([5.0])).norm().item() == pytest.approx(query.norm().item())
-    assert product(1, 3) == pytest.approx(product(4, 6), rel=1e-5)
-    assert product(1, 3) != pytest.approx(product(1, 4), rel=1e-3)
+    def product(first, second):
+        return (turned(query, *first) * turned(key, *second)).sum().item()
+
+    assert turned(query, 5, 2).norm().item() == pytest.approx(query.norm().item(), rel=1e-5)
+    assert product((1, 2), (3, 5)) == pytest.approx(product((4, 1), (6, 4)), rel=1e-4)
+    assert product((1, 2), (3, 5)) != pytest.approx(product((1, 2), (4, 5)), rel=1e-3)
+    assert product((1, 2), (3, 5)) != pytest.approx(product((1, 2), (3, 6)), rel=1e-3)
 
 
 def test_the_scale_of_the_first_step_is_its_own_loss_and_then_a_running_average():

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import latentgym
 from latentgym.envs import RecordTrajectories, make_env, record
 from latentgym.envs.recording import _Recording
 from latentgym.errors import LatentGymError, UnknownNameError
@@ -115,7 +116,12 @@ def run_script(tmp_path: Path, act: str, num_envs: int) -> subprocess.CompletedP
     script = tmp_path / "script.py"
     script.write_text(SCRIPT.format(act=act, num_envs=num_envs))
     return subprocess.run(
-        [sys.executable, str(script), str(tmp_path / "data")], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, str(script), str(tmp_path / "data")],
+        env=os.environ | {"PYTHONPATH": str(Path(latentgym.__file__).parent.parent)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
 
 

@@ -28,8 +28,8 @@ DEMONSTRATIONS = 60
 
 def assert_equal(left: dict[str, Any], right: dict[str, Any]) -> None:
     assert left.keys() == right.keys()
-    for key in left:
-        np.testing.assert_array_equal(left[key], right[key], err_msg=key)
+    for key, value in left.items():
+        np.testing.assert_array_equal(value, right[key], err_msg=key)
 
 
 def success_rate(env: gymnasium.Env[Any, Any], act: Callable[[list[dict[str, Any]]], Any], seeds: range) -> float:
@@ -207,8 +207,9 @@ def test_the_expert_succeeds_and_blind_actions_do_not(env_id: str) -> None:
     assert success_rate(env, lambda history: expert.act(env, history[-1]), ROLLOUT_SEEDS) >= 0.95
     assert success_rate(env, lambda history: rng.uniform(-1, 1, 3), ROLLOUT_SEEDS) < 0.1
     assert success_rate(env, lambda history: np.zeros(3), ROLLOUT_SEEDS) < 0.1
+    # The strongest blind floor, so on more seeds.
     mean = labels(demonstrations(env)).mean(axis=0)
-    assert success_rate(env, lambda history: mean, ROLLOUT_SEEDS) < 0.1
+    assert success_rate(env, lambda history: mean, range(3000, 3200)) < 0.1
 
 
 @pytest.mark.slow

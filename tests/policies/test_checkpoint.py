@@ -64,7 +64,7 @@ def test_baselines_survive_saving(dataset: Dataset, tmp_path: Path) -> None:
 
 
 def test_an_encoder_that_differs_is_refused(saved: Path) -> None:
-    with pytest.raises(LatentGymError, match="does not fit encoder 'random'.*weights_digest"):
+    with pytest.raises(LatentGymError, match=r"does not fit encoder 'random'.*weights_digest"):
         load_policy(saved, load_encoder("random:4"))
     assert load_policy(saved, load_encoder("random:3")).name == "cloning on random"
 

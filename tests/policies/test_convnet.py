@@ -10,11 +10,15 @@ from latentgym.policies.convnet import _shifted
 from latentgym.trajectories import Dataset
 
 
-def test_equal_seeds_give_equal_bits_and_learning_lowers_the_loss(dataset: Dataset) -> None:
-    first, second = (train_convnet_policy(dataset, steps=120, batch_size=16, image_size=32) for _ in range(2))
+def test_equal_seeds_give_equal_bits(dataset: Dataset) -> None:
+    first, second = (train_convnet_policy(dataset, steps=5, batch_size=16, image_size=32) for _ in range(2))
     assert all(torch.equal(tensor, second.tensors()[name]) for name, tensor in first.tensors().items())
-    assert first.facts["loss"][-1] < 0.8 * first.facts["loss"][0]
     assert first.rows()[0].metric == "cloning_r2"
+
+
+def test_training_lowers_the_loss(dataset: Dataset) -> None:
+    policy = train_convnet_policy(dataset, demonstrations=1, shift=0, steps=60, batch_size=30, image_size=32)
+    assert policy.facts["loss"][-1] < 0.8 * policy.facts["loss"][0]
 
 
 def test_a_reset_row_forgets_its_frames(dataset: Dataset) -> None:

@@ -4,13 +4,26 @@ import dataclasses
 
 import numpy as np
 import pytest
-from latentgym.trajectories import ActionSpec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import balanced_accuracy_score, r2_score
 
 from latentgym.errors import LatentGymError
 from latentgym.probes.scores import Estimate, action_scores, resamples
+from latentgym.trajectories import ActionSpec
+
+SPEC = ActionSpec(
+    names=("x", "y", "grip"),
+    frame="world",
+    mode="delta",
+    units=("m", "m", "1"),
+    scale=(0.1, 0.1, 1.0),
+    low=(-1.0, -1.0, -1.0),
+    high=(1.0, 1.0, 1.0),
+    translation=(0, 1),
+    gripper=(2,),
+    gripper_close_sign=-1,
+)
 
 
 def case(seed: int = 0, episodes: int = 12) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -63,7 +76,7 @@ def test_constant_dimension_is_left_out_and_undefined() -> None:
 
 
 def test_constant_prediction_has_no_correlation_but_an_r2() -> None:
-    target, prediction, episode = case()
+    target, _, episode = case()
     constant = np.broadcast_to(target.mean(0), target.shape)[None]
     scores = action_scores(target, constant, episode, SPEC, resamples("key", "all", 12, 50))
     assert scores["pearson_r", "macro"].value is None

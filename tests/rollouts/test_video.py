@@ -18,7 +18,9 @@ def clip(height: int = 64, width: int = 64, count: int = 7) -> list[np.ndarray]:
     return frames
 
 
-@pytest.mark.parametrize(("side", "expected"), [((64, 64), (256, 256)), ((85, 101), (340, 404)), ((301, 303), (302, 304))])
+@pytest.mark.parametrize(
+    ("side", "expected"), [((64, 64), (256, 256)), ((85, 101), (340, 404)), ((301, 303), (302, 304))]
+)
 def test_any_browser_plays_it(tmp_path: Path, side: tuple[int, int], expected: tuple[int, int]) -> None:
     path = tmp_path / "clip.mp4"
     write_video(path, clip(*side), 12.5)

@@ -65,4 +65,5 @@ class Diffusion(Objective):
         features = self.network.trunk(still(corrupt(frame, noise, tau)))
         prediction = self.decoder(features + self.level(tau.flatten(1))[:, :, None, None])
         weight = (1 - tau).clamp(min=MIN_DISTANCE) ** -2
-        return (weight * (prediction - frame).square()).mean()
+        loss: torch.Tensor = (weight * (prediction - frame).square()).mean()
+        return loss

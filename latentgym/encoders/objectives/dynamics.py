@@ -22,23 +22,31 @@ TIME_EVERY = 2
 _PREFIX = REGISTERS + 2
 
 
-def rotate(x: torch.Tensor, positions: torch.Tensor, base: float = 100.0) -> torch.Tensor:
-    """Rotary position embedding of the last dimension (Su et al., RoFormer, arXiv 2104.09864, equation 34).
+def rotary_angles(positions: torch.Tensor, width: int, base: float = 100.0) -> torch.Tensor:
+    """Angles of rotary position embeddings (Su et al., RoFormer, arXiv 2104.09864, equation 34), axes side by side.
 
     Args:
-        x: ``(..., N, C)`` with even C.
-        positions: ``(N,)`` float positions.
+        positions: ``(axes, N)`` positions.
+        width: channels of an attention head, shared equally by the axes.
         base: wavelength base; small because sequences are short.
+
+    Returns:
+        ``(N, width / 2)``.
     """
-    half = x.shape[-1] // 2
-    angle = positions[:, None] * base ** (-torch.arange(half, dtype=torch.float32) / half)
-    first, second = x[..., :half], x[..., half:]
-    cosine, sine = angle.cos(), angle.sin()
+    pairs = width // 2 // len(positions)
+    frequencies = base ** (-torch.arange(pairs, dtype=torch.float32) / pairs)
+    return (positions[:, :, None] * frequencies).transpose(0, 1).flatten(1)
+
+
+def rotate(x: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
+    """Rotate channel pairs (i, i + C / 2) of ``(..., N, C)`` by ``(N, C / 2)`` angles."""
+    first, second = x.chunk(2, dim=-1)
+    cosine, sine = angles.cos(), angles.sin()
     return torch.cat([first * cosine - second * sine, first * sine + second * cosine], dim=-1)
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with normalised queries and keys and one rotary axis per entry of ``positions``."""
+    """Multi-head self-attention with normalised, rotated queries and keys."""
 
     def __init__(self, causal: bool) -> None:
         super().__init__()
@@ -49,20 +57,15 @@ class Attention(nn.Module):
         self.key_norm = nn.RMSNorm(head)
         self.output = nn.Linear(MODEL_WIDTH, MODEL_WIDTH, bias=False)
 
-    def forward(self, x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """``(B, N, C)`` to ``(B, N, C)``; ``positions`` is ``(axes, N)``."""
+    def forward(self, x: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
+        """``(B, N, C)`` to ``(B, N, C)``; ``angles`` is ``(N, C / heads / 2)``."""
         batch, count, width = x.shape
         query, key, value = self.qkv(x).view(batch, count, 3, HEADS, width // HEADS).permute(2, 0, 3, 1, 4)
-        query = self._place(self.query_norm(query), positions)
-        key = self._place(self.key_norm(key), positions)
+        query = rotate(self.query_norm(query), angles)
+        key = rotate(self.key_norm(key), angles)
         attended = nn.functional.scaled_dot_product_attention(query, key, value, is_causal=self.causal)
         mixed: torch.Tensor = self.output(attended.transpose(1, 2).reshape(batch, count, width))
         return mixed
-
-    @staticmethod
-    def _place(x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        parts = x.chunk(len(positions), dim=-1)
-        return torch.cat([rotate(part, axis) for part, axis in zip(parts, positions, strict=True)], dim=-1)
 
 
 class SwiGLU(nn.Module):
@@ -93,7 +96,7 @@ class Layer(nn.Module):
         self.feed_forward = SwiGLU()
 
     def forward(self, x: torch.Tensor, space: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
-        """``(B, T, N, C)`` to the same shape; ``space`` is ``(2, N)``, ``time`` ``(1, T)``."""
+        """``(B, T, N, C)`` to the same shape; ``space`` and ``time`` are the rotary angles."""
         batch, frames, count, width = x.shape
         normed = self.attention_norm(x)
         if self.over_time:
@@ -137,8 +140,9 @@ class Dynamics(nn.Module):
         tokens = torch.cat([*prefix, self.inputs(latents)], dim=2)
         axis = torch.arange(1.0, GRID + 1)
         rows, columns = axis.repeat_interleave(GRID), axis.repeat(GRID)
-        space = nn.functional.pad(torch.stack([rows, columns]), (_PREFIX, 0))
-        time = torch.arange(float(frames))[None]
+        # Registers and the like stand at the origin, outside the grid.
+        space = rotary_angles(nn.functional.pad(torch.stack([rows, columns]), (_PREFIX, 0)), MODEL_WIDTH // HEADS)
+        time = rotary_angles(torch.arange(float(frames))[None], MODEL_WIDTH // HEADS)
         for block in self.layers[: layer % DEPTH + 1]:
             tokens = block(tokens, space, time)
         return tokens[:, :, _PREFIX:]

@@ -46,7 +46,8 @@ class MaskedVideoLatent(Objective):
             target = target / (target.std(dim=(0, 2, 3), keepdim=True) + 1e-4)
         context = self.network.trunk(hide(stack, mask))
         predicted = self.predictor(context * (1 - mask) + self.query * mask)
-        return ((predicted - target).abs() * mask).sum() / (mask.sum() * WIDTH)
+        loss: torch.Tensor = ((predicted - target).abs() * mask).sum() / (mask.sum() * WIDTH)
+        return loss
 
     @torch.no_grad()
     def after_step(self, progress: float) -> None:

@@ -10,6 +10,7 @@ latents, so that both see every step. No action is ever seen: the dynamics alway
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -27,11 +28,11 @@ READ_TAU = 1 - 1 / K_MAX
 BOOTSTRAP_SHARE = 0.25
 MAX_MASK_RATIO = 0.9
 RMS_MOMENTUM = 0.99
-DYNAMICS_SHARE = 4
+DYNAMICS_SHARE = 8
 
 
 def draw_levels(rows: int, frames: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Step sizes and signal levels, one per frame; the first quarter of the rows bootstraps.
+    """Step sizes and signal levels, one per frame; the first quarter of the rows, rounded up, bootstraps.
 
     Args:
         rows: number of rows B.
@@ -44,7 +45,7 @@ def draw_levels(rows: int, frames: int, generator: torch.Generator) -> tuple[tor
     """
     exponents = K_MAX.bit_length() - 1
     step = torch.full((rows, frames), 1 / K_MAX)
-    bootstrap = round(BOOTSTRAP_SHARE * rows)
+    bootstrap = math.ceil(BOOTSTRAP_SHARE * rows)
     drawn = torch.randint(exponents, (bootstrap, frames), generator=generator)
     step[:bootstrap] = 0.5**drawn
     tau = torch.floor(torch.rand(rows, frames, generator=generator) / step) * step
@@ -94,8 +95,8 @@ def _half_steps(denoise: Denoiser, corrupted: torch.Tensor, tau: torch.Tensor, s
 class ShortcutNetwork(EncodingNetwork):
     """Tokenizer latents of both frames, lightly corrupted, through the dynamics; its tokens for the last frame.
 
-    Read at τ = 1 − 1 / K_max and the smallest step, with one fixed draw of noise for every clip and every run, under the
-    null action. Layers 0 to 4 are the trunk's on the last frame twice, the following ones the dynamics'.
+    Read at τ = 1 − 1 / K_max and the smallest step, with one fixed draw of noise for every clip and every run, under
+    the null action. Layers 0 to 4 are the trunk's on the last frame twice, the following ones the dynamics'.
     """
 
     layers = len(CHANNELS) + DEPTH
@@ -115,7 +116,8 @@ class ShortcutNetwork(EncodingNetwork):
     def sequence(self, clip: torch.Tensor) -> torch.Tensor:
         """Tokenizer latents ``(B, T, 64, 16)`` of every frame of a clip ``(B, T, 3, 64, 64)``."""
         batch, frames = clip.shape[:2]
-        return self.latents(clip.flatten(0, 1)).flatten(2).transpose(1, 2).unflatten(0, (batch, frames))
+        latents = self.latents(clip.flatten(0, 1)).flatten(2).transpose(1, 2)
+        return latents.reshape(batch, frames, GRID * GRID, LATENT_CHANNELS)
 
     def forward(self, clip: torch.Tensor, layer: int = -1) -> torch.Tensor:
         """See :meth:`EncodingNetwork.forward`."""
@@ -127,14 +129,14 @@ class ShortcutNetwork(EncodingNetwork):
         tau = torch.full(clip.shape[:2], READ_TAU)
         step = torch.full(clip.shape[:2], 1 / K_MAX)
         hidden = self.dynamics.hidden(corrupted, tau, step, layer - len(CHANNELS))[:, -1]
-        return hidden.transpose(1, 2).unflatten(2, (GRID, GRID))
+        return hidden.transpose(1, 2).reshape(len(clip), -1, GRID, GRID)
 
 
 class ShortcutForcing(Objective):
     """Masked-autoencoding tokenizer loss plus shortcut-forcing loss, each divided by its running RMS.
 
-    The tokenizer reconstructs one frame per clip with p ~ U(0, 0.9) of its patches hidden; the dynamics trains on all
-    four frames of a quarter of the clips, so that both see one frame per clip on average.
+    The tokenizer reconstructs one frame per clip with p ~ U(0, 0.9) of its patches hidden; the dynamics, which costs
+    more, trains on all four frames of every eighth clip.
     """
 
     name = "shortcut_forcing"
@@ -152,7 +154,8 @@ class ShortcutForcing(Objective):
 
     def loss(self, batch: Batch, generator: torch.Generator) -> torch.Tensor:
         """See :meth:`Objective.loss`."""
-        losses = torch.stack([self._tokenizer_loss(batch.frames[:, 1], generator), self._dynamics_loss(batch, generator)])
+        tokenizer = self._tokenizer_loss(batch.frames[:, 1], generator)
+        losses = torch.stack([tokenizer, self._dynamics_loss(batch, generator)])
         self._latest = losses.detach()
         return (losses / self._scale().clamp(min=1e-8)).sum()
 
@@ -177,5 +180,5 @@ class ShortcutForcing(Objective):
         with torch.no_grad():
             clean = self.network.sequence(clips)
         noise = torch.randn(clean.shape, generator=generator)
-        step, tau = draw_levels(*clean.shape[:2], generator)
+        step, tau = draw_levels(clean.shape[0], clean.shape[1], generator)
         return shortcut_loss(self.network.dynamics, clean, noise, tau, step)

@@ -100,7 +100,7 @@ class TabletopEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         )
         self._actions = spaces.Box(-1.0, 1.0, (3,), np.float32)
         self.action_space = self._actions
-        self.observation_space = self._observation_space()
+        self.observation_space: spaces.Space[Any] = self._observation_space()
 
     def _build(self) -> None:
         mujoco = self._mujoco
@@ -205,7 +205,7 @@ class TabletopEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         """The task's scripted expert."""
         return TabletopExpert(self._task_name)
 
-    def render(self) -> NDArray[np.uint8] | None:  # type: ignore[override]
+    def render(self) -> NDArray[np.uint8] | None:
         """The current frame ``(H, W, 3)`` uint8, or ``None`` without a render mode."""
         return self._frame() if self.render_mode == "rgb_array" else None
 

@@ -74,7 +74,8 @@ def _vector(*parts: Vector) -> NDArray[np.float32]:
 
 
 def _start(rng: np.random.Generator, centre: tuple[float, float, float], spread: float) -> Vector:
-    return np.asarray(centre) + rng.uniform(-spread, spread, size=3)
+    start: Vector = np.asarray(centre) + rng.uniform(-spread, spread, size=3)
+    return start
 
 
 class Reach(Task):
@@ -118,12 +119,19 @@ class Push(Task):
     instruction = "push the red puck onto the green pad"
     state_names = (*GRIPPER_NAMES, *_PUCK_NAMES, "goal_x", "goal_y")
     tolerance_m = 0.035
+    offset_m = 0.08
 
     def place(self, rng: np.random.Generator) -> Snapshot:
-        """Gripper far from the camera and raised, puck in the middle, pad near the camera."""
+        """Gripper far from the camera and raised, puck in the middle, pad near the camera and never straight ahead.
+
+        Were it straight ahead, a blind sweep would carry the puck over it.
+        """
         gripper = _start(rng, (0.0, 0.21, 0.1), 0.04)
         puck = rng.uniform((-0.16, 0.0), (0.16, 0.08))
-        goal = np.array([rng.uniform(-0.16, 0.16), rng.uniform(-0.22, -0.12), 0.0])
+        goal_x = puck[0]
+        while abs(goal_x - puck[0]) < self.offset_m:
+            goal_x = rng.uniform(-0.18, 0.18)
+        goal = np.array([goal_x, rng.uniform(-0.22, -0.12), 0.0])
         return Snapshot(gripper, np.zeros(3), puck, np.zeros(2), goal)
 
     def success(self, scene: Snapshot) -> bool:
