@@ -59,16 +59,20 @@ class Features:
         lengths: ``(N,)`` int64, number of rows per episode.
     """
 
-    def __init__(self, shards: Sequence[_Shard], dim: int, observations: NDArray[np.int64], drop: int) -> None:
+    def __init__(
+        self, shards: Sequence[_Shard], dim: int, observations: NDArray[np.int64], drop: int, blocks: int = 1
+    ) -> None:
         """Only :meth:`FeatureCache.get` makes these.
 
         Args:
             shards: the shards in the order of their episodes.
-            dim: number of features.
+            dim: number of features stored per row.
             observations: ``(N,)`` rows stored per episode.
             drop: leading rows of every episode that this view does not have.
+            blocks: equal parts of a stored row that are averaged when it is read.
         """
-        self.dim = dim
+        self.dim = dim // blocks
+        self._blocks = blocks
         self.lengths: NDArray[np.int64] = np.maximum(observations - drop, 0)
         self._shards = tuple(shards)
         self._stored = observations
@@ -94,7 +98,7 @@ class Features:
         if shard.path not in self._open:
             self._open[shard.path] = safe_open(shard.path, framework="numpy")
         rows: NDArray[np.float32] = self._open[shard.path].get_slice(_TENSOR)[start : start + int(self.lengths[index])]
-        return rows
+        return rows if self._blocks == 1 else rows.reshape(len(rows), self._blocks, self.dim).mean(axis=1)
 
     def rows(self, episodes: Sequence[int]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Features ``(n, F)`` of several episodes one after the other, and the episode of each row ``(n,)`` int64."""
@@ -161,6 +165,9 @@ class FeatureCache:
         if encoder.spec.modality == "pixels" and not dataset.cameras:
             raise LatentGymError(f"{dataset.path} was recorded without cameras; {encoder.spec.name!r} reads pixels")
         pooling = pooling or encoder.spec.pooling
+        blocks = _cells_of_mean(encoder.spec) if pooling == "mean" else 1
+        if blocks > 1:
+            pooling = encoder.spec.pooling
         stored, drop = canonical_view(view, encoder.spec)
         folder = self.root / feature_key(dataset.key, encoder.spec, stored, pooling)
         dim = _read_dim(folder / "index.json")
@@ -177,7 +184,7 @@ class FeatureCache:
                 )
             if progress is not None:
                 progress(shard.stop, len(rows))
-        return Features(shards, dim, rows, drop)
+        return Features(shards, dim, rows, drop, blocks)
 
     def _is_intact(self, shard: _Shard, dim: int) -> bool:
         """Whether the shard is there and whole; each file is hashed once per cache object."""
@@ -202,6 +209,14 @@ class FeatureCache:
             return False
         self._verified.add(seen)
         return True
+
+
+def _cells_of_mean(spec: EncoderSpec) -> int:
+    """Cells of the encoder's default grid whose average is the mean over tokens exactly; 1 where there are none."""
+    kind, _, side = spec.pooling.partition(":")
+    if kind != "grid" or any(count % int(side) for count in spec.grid):
+        return 1
+    return int(side) ** 2
 
 
 def _plan(folder: Path, rows: NDArray[np.int64], dim: int, shard_bytes: int) -> list[_Shard]:

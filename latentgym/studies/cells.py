@@ -160,6 +160,7 @@ def run_offline(task: Task) -> None:
         encoder,
         split=split,
         horizons=tuple(settings["horizons"]),
+        folds=settings["folds"],
         mlp_horizons=tuple(settings["mlp_horizons"]),
         mlp_steps=settings["mlp_steps"],
         mlp_seeds=settings["mlp_seeds"],
@@ -167,7 +168,7 @@ def run_offline(task: Task) -> None:
         seed=derive_seed(task.seed, "probe", params["env"]),
         cache=cache,
     )
-    rows, replicates = list(result.rows), dict(result.replicates)
+    rows, cloned = list(result.rows), []
     for policy_seed in params["policy_seeds"]:
         policy = train_policy(
             dataset,
@@ -180,8 +181,9 @@ def run_offline(task: Task) -> None:
         )
         policy.save(task.out / "policies" / str(policy_seed))
         rows += [dataclasses.replace(row, policy_seed=policy_seed) for row in policy.rows()]
+        cloned.append(policy.score.replicates(settings["replicates"], task.seed))
     _write_rows(task, rows)
-    _write_replicates(task, replicates)
+    _write_replicates(task, {**result.replicates, "cloning_r2|policy": np.mean(cloned, axis=0)})
     write_json(task.out / "encoder.json", _encoder_facts(task, encoder))
     if not keeps_features:
         shutil.rmtree(task.out / "features", ignore_errors=True)

@@ -262,3 +262,14 @@ def test_two_processes_share_a_cache(dataset, encoders, tmp_path):
         warnings.simplefilter("error")
         features = FeatureCache(tmp_path, shard_bytes=1).get(dataset, encoders["random"], View("causal"))
     assert len(features.rows(range(5))[0]) == sum(LENGTHS) + 5
+
+
+def test_mean_pooling_is_read_from_the_default_grid(dataset, tmp_path):
+    encoder = load_encoder("random", device="cpu")
+    cache = FeatureCache(tmp_path / "cache")
+    cache.get(dataset, encoder, View("single"))
+    files = sorted((tmp_path / "cache").rglob("*"))
+    mean = cache.get(dataset, encoder, View("single"), pooling="mean")
+    assert sorted((tmp_path / "cache").rglob("*")) == files
+    direct = encode_view(encoder, dataset.episode(0).frames["pixels"], View("single"), pooling="mean")
+    np.testing.assert_allclose(mean.episode(0), direct, atol=1e-6)

@@ -37,11 +37,6 @@ class Expander(nn.Module):
         return embedding
 
 
-def dense_embedding(features: torch.Tensor) -> torch.Tensor:
-    """Grid features ``(B, C, H, W)`` centred over the batch at every place, as ``(B H W, C)`` rows."""
-    return (features - features.mean(dim=0)).movedim(1, -1).flatten(0, 2)
-
-
 def variance_term(embedding: torch.Tensor) -> torch.Tensor:
     """Hinge that asks for a standard deviation of at least 1 per dimension of ``(B, D)`` (equation 1)."""
     deviation = (embedding.var(dim=0) + _EPSILON).sqrt()
@@ -56,11 +51,12 @@ def covariance_term(embedding: torch.Tensor) -> torch.Tensor:
     return (covariance.square().sum() - covariance.diagonal().square().sum()) / width
 
 
+def spread_terms(embedding: torch.Tensor) -> torch.Tensor:
+    """Weighted variance and covariance terms of one ``(B, D)`` embedding, in units of the invariance weight."""
+    terms = VARIANCE_WEIGHT * variance_term(embedding) + COVARIANCE_WEIGHT * covariance_term(embedding)
+    return terms / INVARIANCE_WEIGHT
+
+
 def vicreg(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """The VICReg loss of two ``(B, D)`` embeddings that should agree (equation 6)."""
-    invariance = nn.functional.mse_loss(first, second)
-    variance = variance_term(first) + variance_term(second)
-    covariance = covariance_term(first) + covariance_term(second)
-    # Equation 6 sums both branches' variance and covariance; dividing by the weight keeps the loss of order one.
-    total = INVARIANCE_WEIGHT * invariance + VARIANCE_WEIGHT * variance + COVARIANCE_WEIGHT * covariance
-    return total / INVARIANCE_WEIGHT
+    """The VICReg loss of two ``(B, D)`` embeddings that should agree (equation 6), over the invariance weight."""
+    return nn.functional.mse_loss(first, second) + spread_terms(first) + spread_terms(second)
