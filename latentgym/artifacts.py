@@ -66,7 +66,7 @@ def disk_errors(path: Path) -> Iterator[None]:
                 "command again, finished work is kept"
             ) from error
         if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-            raise LatentGymError(f"cannot write {path}: {error.strerror}; choose a folder that you may write") from error
+            raise LatentGymError(f"cannot write {path}: {error.strerror}; choose a folder you may write") from error
         raise
 
 

@@ -90,6 +90,22 @@ def diagnose() -> dict[str, Any]:
     }
 
 
+def describe(findings: dict[str, Any]) -> str:
+    """What :func:`diagnose` found, as text for people."""
+    lines = [f"Python {findings['python']} on {findings['platform']}, {findings['cpus']} cores", "", "OpenGL backends"]
+    for name, item in findings["gl"].items():
+        if item["ok"]:
+            software = ", software rendering" if item["software"] else ""
+            lines.append(f"  {name}: {item['frames_per_s']} frames/s, {item['renderer']}{software}")
+        else:
+            lines.append(f"  {name}: does not work ({item['error']}); {item.get('mend', '')}")
+    lines += [f"  chosen: {findings['chosen_gl'] or 'none'}", "", "Extras"]
+    for name, item in findings["extras"].items():
+        versions = ", ".join(f"{package} {version}" for package, version in item["versions"].items())
+        lines.append(f"  {name}: {versions}" if item["ok"] else f"  {name}: missing; {item['mend']}")
+    return "\n".join([*lines, *(f"\nwarning: {warning}" for warning in findings["warnings"])])
+
+
 def probe_backend(backend: str) -> dict[str, Any]:
     """Render with ``backend`` in a child process; see :func:`diagnose` for the result's keys."""
     try:

@@ -34,9 +34,14 @@ from latentgym.trajectories.store import Dataset
 
 CAUSAL = View("causal")
 
+MIN_STEP_SCALE = 1e-3
+
 
 class CloningHead(nn.Module):
     """Standardises latents, optionally projects them, and maps a history of them to an action.
+
+    The network sees the newest latent and, for each older one, the scaled step to its successor: the same numbers as
+    the history itself, but with motion at unit scale instead of hidden in the difference of two large values.
 
     Args:
         features: width F of a latent.
@@ -51,6 +56,7 @@ class CloningHead(nn.Module):
     projection: torch.Tensor
     action_mean: torch.Tensor
     action_scale: torch.Tensor
+    step_scale: torch.Tensor
 
     def __init__(
         self, features: int, components: int | None, history: int, hidden: Sequence[int], actions: int
@@ -62,6 +68,7 @@ class CloningHead(nn.Module):
         self.register_buffer("projection", torch.empty(features, 0 if components is None else components))
         self.register_buffer("action_mean", torch.zeros(actions))
         self.register_buffer("action_scale", torch.ones(actions))
+        self.register_buffer("step_scale", torch.ones(()))
         width = features if components is None else components
         self.network = mlp([history * width, *hidden, actions])
 
@@ -72,8 +79,15 @@ class CloningHead(nn.Module):
 
     def forward(self, history: torch.Tensor) -> torch.Tensor:
         """Standardised actions ``(B, A)`` from prepared latents ``(B, history, F')``."""
-        actions: torch.Tensor = self.network(history.flatten(1))
+        steps = (history[:, 1:] - history[:, :-1]) / self.step_scale
+        actions: torch.Tensor = self.network(torch.cat([steps.flatten(1), history[:, -1]], dim=1))
         return actions
+
+    def fit_step_scale(self, prepared: torch.Tensor, windows: torch.Tensor) -> None:
+        """Set the root mean square step of prepared latents ``(n, F')`` within windows ``(N, history)`` of rows."""
+        if self.history > 1:
+            steps = prepared[windows[:, -1]] - prepared[windows[:, -2]]
+            self.step_scale.copy_(steps.square().mean().sqrt().clamp_min(MIN_STEP_SCALE))
 
     def actions(self, history: torch.Tensor) -> torch.Tensor:
         """Actions ``(B, A)`` in the environment's units."""
@@ -285,6 +299,7 @@ def _fit_head(
     targets = (torch.from_numpy(wanted).to(device) - head.action_mean) / head.action_scale
     # Windows are gathered step by step: stacked in memory, they would be ``history`` times as large.
     index = torch.from_numpy(windows).to(device)
+    head.fit_step_scale(inputs, index)
 
     def draw(chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         chosen = chosen.to(device)

@@ -77,22 +77,41 @@ class Moments:
         )
 
 
-def scale_of(mean: Tensor, square: Tensor, offset: Tensor, count: int, standardize: bool) -> Tensor:
-    """Standard deviation ``(D,)`` that features are divided by; infinite for constant ones, which get no weight.
+@dataclasses.dataclass(frozen=True)
+class Scaling:
+    """How features are scaled before the penalty applies.
 
-    Args:
-        mean: ``(D,)`` mean of the shifted features.
-        square: ``(D,)`` mean square of the shifted features.
-        offset: ``(D,)`` shift, so that ``mean + offset`` is the mean of the features as given.
-        count: number of rows.
-        standardize: whether to divide by the standard deviation, or by one.
+    Attributes:
+        standardize: divide by the standard deviation.
+        floor: smallest divisor, as a share of the median standard deviation of the features that vary.
     """
-    variance = square - mean.square()
-    # scikit-learn's bound on the rounding error of a constant column's variance, and that of a difference of sums.
-    bound = (count * (mean + offset) * _EPS).square() + count * _EPS * variance.clamp_min(0)
-    constant = variance <= torch.maximum(bound, 1e-13 * square)
-    scale = variance.clamp_min(0).sqrt() if standardize else torch.ones_like(variance)
-    return scale.masked_fill(constant, torch.inf)
+
+    standardize: bool = True
+    floor: float = 0.0
+
+    def divisors(self, mean: Tensor, square: Tensor, magnitude: Tensor, offset: Tensor, count: int) -> Tensor:
+        """Divisor ``(D,)`` of every feature; infinite for constant ones, which get no weight.
+
+        Args:
+            mean: ``(D,)`` mean of the shifted features.
+            square: ``(D,)`` mean square of the shifted features.
+            magnitude: ``(D,)`` mean square of the sums that ``square`` is a difference of: it has their rounding.
+            offset: ``(D,)`` shift, so that ``mean + offset`` is the mean of the features as given.
+            count: number of rows.
+        """
+        variance = (square - mean.square()).clamp_min(0)
+        # scikit-learn's bound on the rounding error of a constant column's variance, and that of a difference of sums.
+        bound = (count * (mean + offset) * _EPS).square() + count * _EPS * variance
+        constant = variance <= torch.maximum(bound, 1e-13 * magnitude)
+        scale = variance.sqrt() if self.standardize else torch.ones_like(variance)
+        return floored(scale, self.floor, ~constant).masked_fill(constant, torch.inf)
+
+
+def floored(deviation: Tensor, floor: float, varies: Tensor) -> Tensor:
+    """``deviation (D,)``, at least ``floor`` times the median over the features that vary."""
+    if not floor or not bool(varies.any()):
+        return deviation
+    return deviation.clamp_min(floor * deviation[varies].median())
 
 
 class FoldSystem:
@@ -102,7 +121,7 @@ class FoldSystem:
         total: moments of all rows, ``xx`` mirrored.
         fold: moments of the rows held out (``None`` for the final fit on all rows).
         offset: ``(D,)`` shift of the features.
-        standardize: whether features are divided by the standard deviation of the rows outside the fold.
+        scaling: how features are scaled, with the statistics of the rows outside the fold.
         scratch: ``(D, D)`` float32 to factorise in, shared by the folds: fresh pages cost more than copying does.
     """
 
@@ -111,15 +130,16 @@ class FoldSystem:
         total: Moments,
         fold: Moments | None,
         offset: Tensor,
-        standardize: bool,
+        scaling: Scaling,
         scratch: Tensor | None = None,
     ) -> None:
         self.total, self.fold = total, fold
         self.train = total.minus(fold) if fold is not None else total
         count = self.train.count
         self.mean_x, self.mean_y = self.train.x / count, self.train.y / count
-        square = total.xx.diagonal() - (fold.xx.diagonal() if fold is not None else 0.0)
-        self.scale = scale_of(self.mean_x, square / count, offset, count, standardize)
+        magnitude = total.xx.diagonal() / count
+        square = magnitude - fold.xx.diagonal() / count if fold is not None else magnitude
+        self.scale = scaling.divisors(self.mean_x, square, magnitude, offset, count)
         self.rhs = (self.train.xy - torch.outer(self.train.x, self.mean_y)) / self.scale[:, None]
         self.scratch = scratch
         self.rough = self.matrix().float() if scratch is not None else None
@@ -186,17 +206,17 @@ class DualSystem:
         y: ``(n, Q)`` shifted float64 targets.
         held_out: features and targets of the fold, or ``None`` for the final fit.
         offset: ``(D,)`` shift of the features.
-        standardize: whether features are divided by their standard deviation.
+        scaling: how features are scaled.
     """
 
     def __init__(
-        self, x: Tensor, y: Tensor, held_out: tuple[Tensor, Tensor] | None, offset: Tensor, standardize: bool
+        self, x: Tensor, y: Tensor, held_out: tuple[Tensor, Tensor] | None, offset: Tensor, scaling: Scaling
     ) -> None:
         self.mean_x, self.mean_y = x.mean(0), y.mean(0)
         centred = x - self.mean_x
-        self.scale = scale_of(
-            torch.zeros_like(self.mean_x), centred.square().mean(0), self.mean_x + offset, len(x), standardize
-        )
+        square = centred.square().mean(0)
+        zero = torch.zeros_like(square)
+        self.scale = scaling.divisors(zero, square, square, self.mean_x + offset, len(x))
         self.x, self.y = centred.div_(self.scale), y - self.mean_y
         self.kernel = self.x @ self.x.T
         self.held_out = held_out

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from latentgym.errors import LatentGymError
+from latentgym.probes.gram import floored
 from latentgym.probes.ridge import as_matrix, mean_r2, pick_device
 from latentgym.seeding import numpy_generator, torch_generator
 
@@ -34,6 +35,7 @@ class MLPProbe:
         batch_size: rows per step and member, drawn with replacement.
         evaluate_every: steps between validations.
         seed: root seed of weights and minibatches.
+        scale_floor: smallest deviation that features are divided by, as a share of the median over features.
         device: torch device, ``"auto"`` for the GPU if there is one.
 
     Attributes:
@@ -51,16 +53,19 @@ class MLPProbe:
         evaluate_every: int = 50,
         seed: int = 0,
         device: str = "auto",
+        *,
+        scale_floor: float = 0.0,
     ) -> None:
         if min(steps, members, batch_size, evaluate_every, *hidden) < 1:
             raise LatentGymError("MLPProbe: hidden, steps, members, batch_size and evaluate_every must be at least 1")
         self.hidden, self.steps, self.members, self.learning_rate = tuple(hidden), steps, members, learning_rate
         self.batch_size, self.evaluate_every, self.seed, self.device = batch_size, evaluate_every, seed, device
+        self.scale_floor = scale_floor
 
     def get_params(self) -> dict[str, Any]:
         """The constructor's arguments."""
-        names = ("hidden", "steps", "members", "learning_rate", "batch_size", "evaluate_every", "seed", "device")
-        return {name: getattr(self, name) for name in names}
+        fitting = ("hidden", "steps", "members", "learning_rate", "batch_size", "evaluate_every")
+        return {name: getattr(self, name) for name in (*fitting, "seed", "device", "scale_floor")}
 
     def fit(
         self,
@@ -95,7 +100,7 @@ class MLPProbe:
                 f"validation rows {tuple(x_held.shape)}, {tuple(y_held.shape)} do not match {tuple(x.shape)}, "
                 f"{tuple(y.shape)} or are empty"
             )
-        self._x_scale, self._y_scale = _standardisation(x), _standardisation(y)
+        self._x_scale, self._y_scale = _standardisation(x, self.scale_floor), _standardisation(y, 0.0)
         device = pick_device(self.device)
         train = (_apply(x, self._x_scale).to(device), _apply(y, self._y_scale).to(device))
         self._train(*train, _apply(x_held, self._x_scale).to(device), _apply(y_held, self._y_scale).to(device))
@@ -165,10 +170,11 @@ class MLPProbe:
         return float(np.mean([mean_r2(target, member) for member in self.predict_members(X)]))
 
 
-def _standardisation(values: Tensor) -> tuple[Tensor, Tensor]:
+def _standardisation(values: Tensor, floor: float) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation per column; a constant column's deviation counts as one."""
     mean, deviation = values.mean(0), values.std(0, correction=0)
-    return mean, torch.where(deviation > 1e-7 * mean.abs().clamp_min(1e-30), deviation, 1.0)
+    varies = deviation > 1e-7 * mean.abs().clamp_min(1e-30)
+    return mean, torch.where(varies, floored(deviation, floor, varies), 1.0)
 
 
 def _apply(values: Tensor, scale: tuple[Tensor, Tensor]) -> Tensor:

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from latentgym.errors import LatentGymError
-from latentgym.probes.gram import DualSystem, FoldSystem, Moments
+from latentgym.probes.gram import DualSystem, FoldSystem, Moments, Scaling
 
 DEFAULT_LAMBDAS = tuple(float(10.0**power) for power in range(-1, 7))
 _BUFFER_ROWS = 4096
@@ -85,6 +85,8 @@ class RidgeProbe:
         search: ``"grid"`` tries every λ; ``"climb"`` walks uphill from ``start``, which finds the same λ where the
             cross-validation curve has one peak, at a fraction of the work.
         start: λ near which ``"climb"`` starts; default: rows × features / 200, about where latents end up.
+        scale_floor: smallest deviation that features are divided by, as a share of the median over features; above 0,
+            a feature that hardly moved in training cannot be blown up by a standardisation that it then leaves.
         target_groups: column indices of the targets that share a λ, one sequence per group; default: all share one.
 
     Attributes:
@@ -107,6 +109,7 @@ class RidgeProbe:
         *,
         search: Literal["grid", "climb"] = "grid",
         start: float | None = None,
+        scale_floor: float = 0.0,
         target_groups: Sequence[Sequence[int]] | None = None,
     ) -> None:
         if not lambdas or min(lambdas) <= 0 or sorted(lambdas) != list(lambdas):
@@ -114,12 +117,12 @@ class RidgeProbe:
         if folds < 2:
             raise LatentGymError(f"folds: expected at least 2, found {folds}")
         self.lambdas, self.standardize, self.folds, self.device = tuple(lambdas), standardize, folds, device
-        self.search, self.start, self.target_groups = search, start, target_groups
+        self.search, self.start, self.scale_floor, self.target_groups = search, start, scale_floor, target_groups
         self._reset()
 
     def get_params(self) -> dict[str, Any]:
         """The constructor's arguments."""
-        names = ("lambdas", "standardize", "folds", "device", "search", "start", "target_groups")
+        names = ("lambdas", "standardize", "folds", "device", "search", "start", "scale_floor", "target_groups")
         return {name: getattr(self, name) for name in names}
 
     def _reset(self) -> None:
@@ -234,6 +237,10 @@ class RidgeProbe:
         self._reset()
         return self
 
+    @property
+    def _scaling(self) -> Scaling:
+        return Scaling(self.standardize, self.scale_floor)
+
     def _primal_systems(self, searching: bool) -> tuple[FoldSystem, list[FoldSystem]]:
         if self._pending:
             self._flush()
@@ -245,17 +252,17 @@ class RidgeProbe:
         )
         scratch = torch.empty_like(total.xx, dtype=torch.float32)
         systems = [
-            FoldSystem(total, fold, self._offset_x, self.standardize, scratch) for fold in self._moments if searching
+            FoldSystem(total, fold, self._offset_x, self._scaling, scratch) for fold in self._moments if searching
         ]
-        return FoldSystem(total, None, self._offset_x, self.standardize), systems
+        return FoldSystem(total, None, self._offset_x, self._scaling), systems
 
     def _dual_systems(self, searching: bool) -> tuple[DualSystem, list[DualSystem]]:
         x, y, fold = self._concatenated()
         systems = []
         for index in range(self.folds if searching else 0):
             out = torch.from_numpy(fold == index).to(x.device)
-            systems.append(DualSystem(x[~out], y[~out], (x[out], y[out]), self._offset_x, self.standardize))
-        return DualSystem(x, y, None, self._offset_x, self.standardize), systems
+            systems.append(DualSystem(x[~out], y[~out], (x[out], y[out]), self._offset_x, self._scaling))
+        return DualSystem(x, y, None, self._offset_x, self._scaling), systems
 
     def _choose(self, systems: Sequence[FoldSystem] | Sequence[DualSystem], columns: Sequence[int]) -> float:
         if not systems:

@@ -144,7 +144,7 @@ def _comparisons(item: Measured, measured: Sequence[Measured]) -> Iterator[Row]:
     """Share of the state ceiling, and paired differences from the random-weight twin."""
     ceiling = _find(measured, "state", item.env, 0)
     twin = _find(measured, "random", item.env, item.use.seed)
-    probe = {"readout": "ridge", "input": "pair", "k": 1, "subset": "all", "dimension": "macro"}
+    probe: dict[str, Any] = {"readout": "ridge", "input": "pair", "k": 1, "subset": "all", "dimension": "macro"}
     if ceiling is not None and item is not ceiling:
         ours, best = item.value("action_r2"), ceiling.value("action_r2")
         if ours is not None and best is not None and best > 0:

@@ -17,7 +17,7 @@ from latentgym.encoders import Encoder, FeatureCache, load_encoder
 from latentgym.encoders.pretraining import pretrain
 from latentgym.encoders.small import random_small
 from latentgym.envs.recording import record
-from latentgym.policies import CloningPolicy, Policy, load_policy, train_policy
+from latentgym.policies import Policy, load_policy, train_policy
 from latentgym.policies.baselines import ConstantPolicy, ExpertPolicy, RandomPolicy
 from latentgym.policies.convnet import train_convnet_policy
 from latentgym.probes import fidelity, probe, probe_floors

@@ -180,7 +180,8 @@ def load_config(source: str | Path) -> StudyConfig:
     elif text.endswith(".toml"):
         path = Path(source)
         if not path.is_file():
-            raise LatentGymError(f"no such study file: {path}; give a TOML file or one of {', '.join(shipped_studies())}")
+            shipped = ", ".join(shipped_studies())
+            raise LatentGymError(f"no such study file: {path}; give a TOML file or one of {shipped}")
         content = path.read_text()
     else:
         raise UnknownNameError("study", text, shipped_studies(), hint="(a file's name must end in .toml)")

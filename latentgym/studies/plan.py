@@ -199,9 +199,7 @@ def _rollout_cell(
     return Cell("rollout", f"roll out {label} on {env}", params, inputs)
 
 
-def _baselines(
-    config: StudyConfig, suite: Suite, env: str, data: Cell
-) -> Iterator[tuple[str, str, int | None, Cell]]:
+def _baselines(config: StudyConfig, suite: Suite, env: str, data: Cell) -> Iterator[tuple[str, str, int | None, Cell]]:
     for policy in BASELINE_POLICIES:
         yield policy, env, None, _rollout_cell(config, suite, env, policy, f"{policy} policy", {"data": data})
     for seed in suite.policy_seeds if suite.convnet_baseline else ():

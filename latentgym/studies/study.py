@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 import torch
 
 from latentgym.artifacts import content_key, write_json
-from latentgym.envs import make_env
 from latentgym.encoders import load_encoder
+from latentgym.envs import make_env
 from latentgym.results import Row
 from latentgym.rollouts.link import LinkRow, link, write_points
 from latentgym.seeding import derive_seed
@@ -136,9 +136,7 @@ def _write_results(
 
 def _provenance(plans: Sequence[SuitePlan], root: Path, config: StudyConfig) -> dict[str, Any]:
     """Where the numbers come from: versions and GL of the recordings, and the machine."""
-    recorded = [
-        open_dataset(cell.folder(root) / "dataset").provenance for plan in plans for cell in plan.data.values()
-    ]
+    recorded = [open_dataset(cell.folder(root) / "dataset").provenance for plan in plans for cell in plan.data.values()]
     versions = {name: version for item in recorded for name, version in item.versions.items()}
     return {
         "versions": {**versions, "torch": torch.__version__},

@@ -137,6 +137,31 @@ def test_constant_features_get_no_weight() -> None:
     assert np.isfinite(probe.predict(np.concatenate([x[:, :1] + 1, x[:, 1:]], axis=1))).all()
 
 
+@pytest.mark.parametrize(("rows", "features"), [(150, 30), (60, 90)])
+def test_feature_that_varies_in_one_group_alone(rows: int, features: int) -> None:
+    """Outside that group's fold the feature is constant, which a difference of sums shows only up to rounding."""
+    x, y, groups = problem(1, rows, features)
+    for column, group in ((1, 2), (2, 5)):
+        x[:, column] = np.where(groups == group, x[:, column], 93.7)
+    expected = reference(x, y, groups, True)
+    probe = RidgeProbe(LAMBDAS).fit(x, y, groups)
+    scores = [probe.cv_scores_[penalty].mean() for penalty in LAMBDAS]
+    np.testing.assert_allclose(scores, expected.cv_results_["mean_test_score"], rtol=1e-7, atol=1e-7)
+
+
+def test_scale_floor_tames_a_feature_that_hardly_moved_in_training() -> None:
+    x, y, groups = problem(1, 150, 30)
+    x[:, 1] = 1e-6 * np.random.default_rng(0).normal(size=150)
+    moved = x.copy()
+    moved[0, 1] = 1.0
+    plain, floored = (RidgeProbe([10.0], scale_floor=floor).fit(x, y, groups) for floor in (0.0, 0.3))
+    assert np.abs(plain.predict(moved) - plain.predict(x)).max() > 1e3
+    assert np.abs(floored.predict(moved) - floored.predict(x)).max() < 1.0
+    even = x[:, 2:] / x[:, 2:].std(0)
+    same = [RidgeProbe(LAMBDAS, scale_floor=floor).fit(even, y, groups).predict(even) for floor in (0.0, 0.3)]
+    np.testing.assert_array_equal(*same)
+
+
 def test_constant_target_is_predicted_and_ignored_in_the_choice() -> None:
     x, y, groups = problem(1, 150, 30)
     y[:, 1] = 4.0

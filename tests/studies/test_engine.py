@@ -35,7 +35,7 @@ def test_finished_cells_are_reused(tmp_path: Path) -> None:
 
 def test_failure_names_the_cell_and_keeps_the_rest(tmp_path: Path) -> None:
     good, bad = recording(), recording("latentgym/TabletopReech-v0")
-    with pytest.raises(LatentGymError, match="record latentgym/TabletopReech-v0: .*TabletopReach"):
+    with pytest.raises(LatentGymError, match=r"record latentgym/TabletopReech-v0: .*TabletopReach"):
         run([good, bad], tmp_path)
     assert good.is_done(tmp_path)
     assert not bad.is_done(tmp_path)

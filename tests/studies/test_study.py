@@ -44,7 +44,8 @@ def test_results_are_tidy(smoke: Path) -> None:
     assert all(set(row) == ROW_COLUMNS for row in results["rows"])
     assert results["link"] and all(set(row) == LINK_COLUMNS for row in results["link"])
     assert all(row["low"] <= row["value"] <= row["high"] for row in rows_of(smoke, metric="success_rate"))
-    identities = [tuple(row[key] for key in sorted(ROW_COLUMNS - {"value", "low", "high", "n"})) for row in results["rows"]]
+    columns = sorted(ROW_COLUMNS - {"value", "low", "high", "n"})
+    identities = [tuple(row[key] for key in columns) for row in results["rows"]]
     assert len(identities) == len(set(identities))
 
 
@@ -59,7 +60,8 @@ def test_every_encoder_is_measured_everywhere(smoke: Path) -> None:
         for metric, readout in (("action_r2", "ridge"), ("cloning_r2", "policy"), ("success_rate", "policy")):
             found = {row["encoder"] for row in rows_of(smoke, env=env, metric=metric, readout=readout, checkpoint=None)}
             assert names <= found, (env, metric)
-        assert {"constant", "previous_action"} <= {row["encoder"] for row in rows_of(smoke, env=env, metric="action_r2")}
+        probed = {row["encoder"] for row in rows_of(smoke, env=env, metric="action_r2")}
+        assert {"constant", "previous_action"} <= probed
     decoded = {row["encoder"] for row in rows_of(smoke, metric="psnr_db", readout="decoder")}
     assert {*config.objectives, *config.floors} <= decoded
 
