@@ -14,6 +14,9 @@ from typer.exceptions import TyperException
 
 from latentgym.errors import LatentGymError
 
+INTERRUPTED = 130
+"""Exit status after Ctrl-C."""
+
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -41,7 +44,8 @@ def main() -> None:
 def _run() -> int:
     try:
         status = app(standalone_mode=False)
-        return status if isinstance(status, int) else 0
+        if status != INTERRUPTED:
+            return status if isinstance(status, int) else 0
     except LatentGymError as error:
         print(f"latentgym: {error}", file=sys.stderr)
         return 2
@@ -49,8 +53,9 @@ def _run() -> int:
         print(f"latentgym: {error.format_message()}; see: latentgym --help", file=sys.stderr)
         return error.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        print("latentgym: interrupted; finished work is kept, run the same command again to continue", file=sys.stderr)
-        return 130
+        pass
+    print("latentgym: interrupted; finished work is kept, run the same command again to continue", file=sys.stderr)
+    return INTERRUPTED
 
 
 def _options(pairs: list[str]) -> dict[str, Any]:
@@ -178,6 +183,11 @@ def probe(
     encoder: Annotated[list[str], typer.Option("--encoder", help="Name, folder or hub id; repeatable.")],
     seed: Seed = 0,
     horizon: Annotated[list[int], typer.Option(help="Horizon k in steps; repeatable.")] = [1, 4],  # noqa: B006
+    readout: Annotated[list[str], typer.Option(help="ridge, ridge_mean or mlp; repeatable.")] = [  # noqa: B006
+        "ridge",
+        "ridge_mean",
+        "mlp",
+    ],
     cache: Annotated[Path | None, typer.Option(help="Feature cache to use and fill.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -188,13 +198,15 @@ def probe(
     from latentgym.trajectories import open_dataset, split_episodes
 
     dataset = open_dataset(data)
-    split = split_episodes(dataset, seed=seed)
+    settings: dict[str, Any] = {"split": split_episodes(dataset, seed=seed), "horizons": tuple(horizon)}
     features = FeatureCache(cache) if cache else None
-    rows = list(probe_floors(dataset, split=split, horizons=tuple(horizon)))
+    rows = list(probe_floors(dataset, **settings))
     floors = [name for name in ("random", "pixels", "proprio", "state") if name not in encoder]
     for source in [*encoder, *floors]:
-        loaded = load_encoder(source)
-        rows += run_probe(dataset, loaded, split=split, horizons=tuple(horizon), seed=seed, cache=features).rows
+        result = run_probe(
+            dataset, load_encoder(source), **settings, readouts=tuple(readout), seed=seed, cache=features
+        )
+        rows += result.rows
     if as_json:
         _print_json([row.to_dict() for row in rows])
         return
