@@ -150,16 +150,17 @@ def summarise(rows: Sequence[Row], encoders: Mapping[str, Row]) -> list[EncoderS
 
 
 def environments(rows: Iterable[Row]) -> list[str]:
-    """Environments in order of appearance, without the pseudo-environment ``"all"``."""
-    return list(dict.fromkeys(row["env"] for row in rows if row["env"] != "all"))
+    """Environments in order of appearance; ``"all"`` and suites, which only decoders are measured on, are none."""
+    return list(dict.fromkeys(row["env"] for row in rows if row["env"] != "all" and row["readout"] != "decoder"))
 
 
 def _summary(name: str, family: str, rows: Sequence[Row], envs: Sequence[str], entry: Row) -> EncoderSummary:
     mine = [row for row in rows if row["encoder"] == name]
-    by_env = {env: _estimates(mine, env) for env in envs}
+    decoded = dict.fromkeys(row["env"] for row in mine if row["readout"] == "decoder" and row["env"] != "all")
+    by_env = {env: _estimates(mine, env) for env in dict.fromkeys([*envs, *decoded])}
     overall = _estimates(mine, "all")
     for metric in HEADLINE:
-        parts = [by_env[env][metric] for env in envs if metric in by_env[env]]
+        parts = [estimates[metric] for estimates in by_env.values() if metric in estimates]
         # A mean over fewer tasks than the others' would not be comparable with them.
         if metric not in overall and parts and (len(parts) == len(envs) or metric == "psnr_db"):
             overall[metric] = _over_tasks(parts)
