@@ -88,12 +88,17 @@ def test_record_probe_train_rollout(
 
 def test_interrupt_keeps_what_is_finished(tmp_path: Path) -> None:
     arguments = ["record", "latentgym/TabletopReach-v0", "-o", str(tmp_path / "data"), "--episodes", "100000"]
-    process = subprocess.Popen([*COMMAND, *arguments], stderr=subprocess.PIPE, text=True)
-    while not list(tmp_path.glob("data/episodes/0*")):
-        assert process.poll() is None
-        time.sleep(0.05)
-    os.kill(process.pid, signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    # A process started in the background of a shell script ignores interrupts; this one must not inherit that.
+    heeding = f"import signal; signal.signal(signal.SIGINT, signal.default_int_handler); {COMMAND[-1]}"
+    process = subprocess.Popen([*COMMAND[:-1], heeding, *arguments], stderr=subprocess.PIPE, text=True)
+    try:
+        while not list(tmp_path.glob("data/episodes/0*")):
+            assert process.poll() is None
+            time.sleep(0.05)
+        os.kill(process.pid, signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130
     assert "finished work is kept" in err and "Traceback" not in err
     assert list(tmp_path.glob("data/episodes/0*"))

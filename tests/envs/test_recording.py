@@ -101,6 +101,8 @@ def report(done, total):
         {act}
 
 if __name__ == "__main__":
+    # A process started in the background of a shell script ignores interrupts; this one must not inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         record("latentgym/TabletopReach-v0", sys.argv[1], episodes=400, num_envs={num_envs}, progress=report)
     except KeyboardInterrupt:
