@@ -26,7 +26,7 @@ from safetensors.numpy import save
 
 from latentgym.artifacts import atomic_write, content_key, read_json, write_json
 from latentgym.encoders.contract import Encoder, EncoderSpec
-from latentgym.encoders.features import View, canonical_view, encode_view, row_count
+from latentgym.encoders.features import View, canonical_view, encode_episodes, encode_view, row_count
 from latentgym.errors import CorruptDataError, LatentGymError
 
 if TYPE_CHECKING:
@@ -179,9 +179,7 @@ class FeatureCache:
         shards = _plan(folder, rows, dim, self.shard_bytes)
         for shard in shards:
             if not self._is_intact(shard, dim):
-                _write_shard(
-                    shard, [_encode(dataset, encoder, i, stored, pooling) for i in range(shard.start, shard.stop)]
-                )
+                _write_shard(shard, _encode(dataset, encoder, shard, stored, pooling))
             if progress is not None:
                 progress(shard.stop, len(rows))
         return Features(shards, dim, rows, drop, blocks)
@@ -235,11 +233,14 @@ def _plan(folder: Path, rows: NDArray[np.int64], dim: int, shard_bytes: int) -> 
     ]
 
 
-def _encode(dataset: Dataset, encoder: Encoder, index: int, view: View, pooling: str) -> NDArray[np.float32]:
+def _encode(dataset: Dataset, encoder: Encoder, shard: _Shard, view: View, pooling: str) -> list[NDArray[np.float32]]:
+    observations = (_observations(dataset, encoder, index) for index in range(shard.start, shard.stop))
+    parts: list[NDArray[np.float32]] = []
     try:
-        return encode_view(encoder, _observations(dataset, encoder, index), view, pooling=pooling)
+        parts.extend(encode_episodes(encoder, observations, view, pooling=pooling))
     except LatentGymError as error:
-        raise type(error)(f"{dataset.path}, episode {index}: {error}") from error
+        raise type(error)(f"{dataset.path}, from episode {shard.start + len(parts)} on: {error}") from error
+    return parts
 
 
 def _observations(dataset: Dataset, encoder: Encoder, index: int) -> NDArray[Any]:

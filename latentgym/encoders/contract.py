@@ -164,5 +164,4 @@ class Encoder(abc.ABC):
             )
         mean = torch.tensor(self.spec.mean, device=self.device).view(3, 1, 1)
         std = torch.tensor(self.spec.std, device=self.device).view(3, 1, 1)
-        pixels = (pixels / 255.0 - mean) / std
-        return pixels.reshape(batch, time, 3, size, size)
+        return pixels.div_(255.0).sub_(mean).div_(std).reshape(batch, time, 3, size, size)

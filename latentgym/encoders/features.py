@@ -7,6 +7,8 @@ meets in control exactly the features that it was trained on.
 from __future__ import annotations
 
 import dataclasses
+from collections import deque
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
 import numpy as np
@@ -16,9 +18,9 @@ from numpy.typing import NDArray
 from latentgym.encoders.contract import Encoder, EncoderSpec, Latents
 from latentgym.errors import LatentGymError
 
-# Pixels in one batch: larger batches gain nothing on a CPU and only pad more; a GPU wants to be filled.
-BATCH_PIXELS = {"cpu": 2**17, "cuda": 2**24}
-MAX_BATCH = {"cpu": 16, "cuda": 1024}
+# Pixels in one batch: a CPU gains nothing from more, a GPU wants to be filled.
+BATCH_PIXELS = {"cpu": 2**19, "cuda": 2**24}
+MAX_BATCH = {"cpu": 64, "cuda": 1024}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,23 +149,16 @@ def default_batch_size(encoder: Encoder) -> int:
     return max(1, min(MAX_BATCH[kind], BATCH_PIXELS[kind] // pixels))
 
 
-def encode_windows(
-    encoder: Encoder,
-    observations: NDArray[Any],
-    windows: NDArray[np.int64],
-    view: View,
-    *,
-    pooling: str | None = None,
-    batch_size: int | None = None,
+def encode_clips(
+    encoder: Encoder, clips: NDArray[Any], view: View, *, pooling: str | None = None, batch_size: int | None = None
 ) -> NDArray[np.float32]:
-    """Features of the clips ``observations[windows]``, in padded batches of one fixed size.
+    """Features of clips, in padded batches of one fixed size.
 
     Matrix products may round differently for other batch sizes; padding makes a row's bits depend on its clip alone.
 
     Args:
         encoder: the encoder.
-        observations: ``(M, H, W, 3)`` uint8 or ``(M, P)`` floats.
-        windows: ``(n, L)`` indices into ``observations``, n at least 1.
+        clips: ``(n, L, H, W, 3)`` uint8 or ``(n, L, P)`` floats, n at least 1.
         view: only says which token time is read.
         pooling: see :func:`pool`; the encoder's default if left out.
         batch_size: clips per batch; :func:`default_batch_size` if left out.
@@ -174,15 +169,81 @@ def encode_windows(
     pooling = pooling or encoder.spec.pooling
     batch_size = batch_size or default_batch_size(encoder)
     rows = []
-    for start in range(0, len(windows), batch_size):
-        batch = windows[start : start + batch_size]
-        padded = np.concatenate([batch, np.repeat(batch[-1:], batch_size - len(batch), axis=0)])
-        latents = encoder.encode(observations[padded])
+    for start in range(0, len(clips), batch_size):
+        batch = clips[start : start + batch_size]
+        count = len(batch)
+        if count < batch_size:
+            batch = np.concatenate([batch, np.repeat(batch[-1:], batch_size - count, axis=0)])
+        latents = encoder.encode(batch)
         grid = encoder.spec.grid if latents.tokens.shape[2] > 1 else None
-        pooled = pool(latents, pooling, grid=grid)[: len(batch)]
+        pooled = pool(latents, pooling, grid=grid)[:count]
         features = pooled[:, -1] if view.kind == "causal" else pooled.mean(dim=1)
         rows.append(features.float().cpu().numpy())
     return np.concatenate(rows)
+
+
+def encode_episodes(
+    encoder: Encoder,
+    episodes: Iterable[NDArray[Any]],
+    view: View,
+    *,
+    pooling: str | None = None,
+    batch_size: int | None = None,
+) -> Iterator[NDArray[np.float32]]:
+    """Features of one episode after the other; batches are filled across episodes, only the last one is padded.
+
+    Args:
+        encoder: the encoder.
+        episodes: observations of each episode, as for :func:`encode_view`, all of one shape per step.
+        view: what each row may see.
+        pooling: see :func:`pool`; the encoder's default if left out.
+        batch_size: clips per batch; :func:`default_batch_size` if left out.
+
+    Yields:
+        ``(n, F)`` float32 per episode, as :func:`encode_view` returns it.
+
+    Raises:
+        LatentGymError: as :func:`encode_view`.
+    """
+    stored, drop = canonical_view(view, encoder.spec)
+    batch_size = batch_size or default_batch_size(encoder)
+    counts: deque[int] = deque()
+    waiting: list[NDArray[Any]] = []
+    encoded: list[NDArray[np.float32]] = []
+
+    def encode(clips: NDArray[Any]) -> None:
+        encoded.append(encode_clips(encoder, clips, stored, pooling=pooling, batch_size=batch_size))
+
+    for observations in episodes:
+        if len(observations) == 0:
+            raise LatentGymError(f"encoder {encoder.spec.name!r}: no observations to encode")
+        windows = window_indices(len(observations), stored, encoder.spec.clip_length)[drop:]
+        counts.append(len(windows))
+        waiting.append(observations[windows])
+        if sum(map(len, waiting)) >= batch_size:
+            clips = np.concatenate(waiting)
+            whole = len(clips) // batch_size * batch_size
+            encode(clips[:whole])
+            waiting = [clips[whole:]]
+        yield from _finished(counts, encoded)
+    if counts:
+        rest = np.concatenate(waiting)
+        if len(rest):
+            encode(rest)
+        if not encoded:
+            # No episode has a row, but the width is only known from a pass.
+            clip = np.repeat(observations[:1], encoder.spec.clip_length, axis=0)
+            encoded.append(encode_clips(encoder, clip[None], stored, pooling=pooling, batch_size=1)[:0])
+        yield from _finished(counts, encoded)
+
+
+def _finished(counts: deque[int], encoded: list[NDArray[np.float32]]) -> Iterator[NDArray[np.float32]]:
+    """Take whole episodes off the front of what is encoded, as long as there are any."""
+    while counts and encoded and sum(map(len, encoded)) >= counts[0]:
+        rows = np.concatenate(encoded)
+        count = counts.popleft()
+        encoded[:] = [rows[count:]]
+        yield rows[:count]
 
 
 def encode_view(
@@ -208,12 +269,5 @@ def encode_view(
     Raises:
         LatentGymError: if there are no observations, if they do not fit the encoder, or if a latent is not finite.
     """
-    if len(observations) == 0:
-        raise LatentGymError(f"encoder {encoder.spec.name!r}: no observations to encode")
-    stored, drop = canonical_view(view, encoder.spec)
-    windows = window_indices(len(observations), stored, encoder.spec.clip_length)[drop:]
-    if len(windows) == 0:
-        # The width is only known from a pass.
-        first = np.zeros((1, encoder.spec.clip_length), dtype=np.int64)
-        return encode_windows(encoder, observations, first, stored, pooling=pooling, batch_size=1)[:0]
-    return encode_windows(encoder, observations, windows, stored, pooling=pooling, batch_size=batch_size)
+    (features,) = encode_episodes(encoder, [observations], view, pooling=pooling, batch_size=batch_size)
+    return features

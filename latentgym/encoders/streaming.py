@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentgym.encoders.contract import Encoder
-from latentgym.encoders.features import View, canonical_view, encode_windows
+from latentgym.encoders.features import View, canonical_view, encode_clips
 from latentgym.errors import LatentGymError
 
 
@@ -64,15 +64,9 @@ class LatentStream:
         history = self._remember(newest)
         rows, kept = history.shape[:2]
         length = self.encoder.spec.clip_length
-        windows = np.arange(rows)[:, None] * kept + (np.arange(length) if kept == length else np.zeros(length, int))
-        return encode_windows(
-            self.encoder,
-            history.reshape(rows * kept, *history.shape[2:]),
-            windows,
-            self._view,
-            pooling=self.pooling,
-            batch_size=self.batch_size or rows,
-        )
+        clips = history if kept == length else np.repeat(history, length, axis=1)
+        batch_size = self.batch_size or rows
+        return encode_clips(self.encoder, clips, self._view, pooling=self.pooling, batch_size=batch_size)
 
     def _newest(self, observation: Mapping[str, NDArray[Any]], camera: str) -> NDArray[Any]:
         if self._started is None:

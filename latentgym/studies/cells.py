@@ -164,6 +164,7 @@ def run_offline(task: Task) -> None:
         mlp_horizons=tuple(settings["mlp_horizons"]),
         mlp_steps=settings["mlp_steps"],
         mlp_seeds=settings["mlp_seeds"],
+        controls=tuple(params["controls"]),
         replicates=settings["replicates"],
         seed=derive_seed(task.seed, "probe", params["env"]),
         cache=cache,

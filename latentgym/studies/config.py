@@ -84,13 +84,14 @@ class FidelitySettings(_Section):
 
 
 class PolicySettings(_Section):
-    """Behaviour cloning on frozen latents: optimiser steps, frames of history, and principal components kept.
+    """Behaviour cloning on frozen latents: optimiser steps, rows per step, frames of history, principal components.
 
     Wide latents are projected onto the leading principal components of the training windows where ``components`` is
     given, which makes the heads about three times cheaper.
     """
 
     steps: int = Field(2000, ge=1)
+    batch_size: int = Field(256, ge=1)
     history: int = Field(3, ge=1)
     components: int | None = Field(None, ge=1)
 

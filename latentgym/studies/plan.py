@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from latentgym.probes.inverse_dynamics import CONTROLS
 from latentgym.studies.config import StudyConfig, Suite
 from latentgym.studies.engine import Cell
 
@@ -171,12 +172,20 @@ def _offline_cell(config: StudyConfig, suite: Suite, env: str, data: Cell, use: 
         "env": env,
         "encoder": use.params,
         "seed": config.seed,
-        "probe": config.probe.model_dump(mode="json"),
+        **_probe_params(config, use),
         "policy": config.policy.model_dump(),
         "policy_seeds": list(_policy_seeds(suite, use)),
         "demonstrations": suite.demonstrations,
     }
     return Cell("offline", f"probe and clone {use.label} on {env}", params, {"data": data, **use.inputs})
+
+
+def _probe_params(config: StudyConfig, use: EncoderUse) -> dict[str, Any]:
+    """Intermediate checkpoints are points of a learning curve: without the MLP, and without controls."""
+    settings = config.probe.model_dump(mode="json")
+    if use.checkpoint is None:
+        return {"probe": settings, "controls": list(CONTROLS)}
+    return {"probe": {**settings, "mlp_horizons": []}, "controls": []}
 
 
 def _floors_cell(config: StudyConfig, env: str, data: Cell) -> Cell:

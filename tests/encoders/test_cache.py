@@ -9,6 +9,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from latentgym.encoders import FeatureCache, View, encode_view, feature_key, load_encoder
+from latentgym.encoders import features as batching
 from latentgym.encoders.contract import EncoderSpec
 from latentgym.errors import LatentGymError
 from latentgym.trajectories.episode import ActionSpec, Episode, Provenance
@@ -228,7 +229,7 @@ def test_short_episodes_have_no_rows(dataset, encoders, tmp_path):
     assert features.rows([1, 4])[0].shape == (0, 1024)
 
 
-def test_failures_name_the_episode(tmp_path, encoders):
+def test_failures_name_the_episode(tmp_path, encoders, monkeypatch):
     blind = make_dataset(tmp_path / "blind", cameras=())
     with pytest.raises(LatentGymError, match="without cameras; 'pixels' reads pixels"):
         FeatureCache(tmp_path / "features").get(blind, encoders["pixels"], View("single"))
@@ -240,7 +241,8 @@ def test_failures_name_the_episode(tmp_path, encoders):
         return forward(clip / (len(calls) <= 2), layer)
 
     broken.forward = fail_late
-    with pytest.raises(LatentGymError, match=r"blind, episode 1: encoder 'state' returned NaN or infinite"):
+    monkeypatch.setattr(batching, "MAX_BATCH", {"cpu": 2})
+    with pytest.raises(LatentGymError, match=r"blind, from episode 0 on: encoder 'state' returned NaN or infinite"):
         FeatureCache(tmp_path / "features").get(blind, broken, View("single"))
 
 

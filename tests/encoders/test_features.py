@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from latentgym.encoders import Encoder, EncoderSpec, Latents, View, encode_view, load_encoder, pool
-from latentgym.encoders.features import canonical_view, window_indices
+from latentgym.encoders.features import canonical_view, encode_episodes, window_indices
 from latentgym.errors import LatentGymError
 
 views = st.one_of(st.sampled_from([View("single"), View("causal")]), st.integers(0, 6).map(lambda k: View("clip", k)))
@@ -146,3 +146,14 @@ def test_views_are_parsed_and_checked():
 
 def test_an_episode_shorter_than_the_horizon_has_no_rows():
     assert encode_view(load_encoder("random"), np.zeros((3, 64, 64, 3), np.uint8), View("clip", 4)).shape == (0, 1024)
+
+
+@pytest.mark.parametrize("view", [View("single"), View("causal"), View("clip", 4)])
+def test_batches_across_episodes_change_no_bit(view):
+    encoder = load_encoder("random", device="cpu")
+    rng = np.random.default_rng(0)
+    episodes = [rng.integers(0, 256, (length, 64, 64, 3), dtype=np.uint8) for length in (3, 9, 1, 5, 4)]
+    together = list(encode_episodes(encoder, episodes, view, batch_size=4))
+    assert [len(rows) for rows in together] == [max(0, len(frames) - view.k) for frames in episodes]
+    for frames, rows in zip(episodes, together, strict=True):
+        np.testing.assert_array_equal(rows, encode_view(encoder, frames, view, batch_size=4))
