@@ -60,11 +60,20 @@ class Trunk(nn.Module):
         Returns:
             ``(B, C, 8, 8)``; finer grids of early blocks are averaged onto 8 × 8.
         """
-        older, newer = stack.chunk(2, dim=1)
-        features = torch.cat([newer, _MOTION_GAIN * (newer - older)], dim=1)
-        for block in self.blocks[: layer % len(self.blocks) + 1]:
+        features = self._stem(stack)
+        for block in self.blocks[1 : layer % len(self.blocks) + 1]:
             features = block(features)
         return nn.functional.adaptive_avg_pool2d(features, GRID) if features.shape[-1] != GRID else features
+
+    def _stem(self, stack: torch.Tensor) -> torch.Tensor:
+        """The first block; its change of basis is applied to the weights, which is cheaper than to the frames."""
+        block = self.blocks[0]
+        assert isinstance(block, ConvBlock)
+        newer, motion = block.conv.weight.chunk(2, dim=1)
+        weight = torch.cat([-_MOTION_GAIN * motion, newer + _MOTION_GAIN * motion], dim=1)
+        convolved = nn.functional.conv2d(stack.contiguous(), weight, stride=block.conv.stride, padding=1)
+        features: torch.Tensor = block.activation(block.norm(convolved))
+        return features
 
 
 def still(frame: torch.Tensor) -> torch.Tensor:
@@ -97,7 +106,7 @@ class PairNetwork(EncodingNetwork):
 
     def forward(self, clip: torch.Tensor, layer: int = -1) -> torch.Tensor:
         """See :meth:`EncodingNetwork.forward`."""
-        features: torch.Tensor = self.trunk(pair(clip[:, 0], clip[:, 1]), layer)
+        features: torch.Tensor = self.trunk(clip.flatten(1, 2), layer)
         return features
 
 

@@ -122,6 +122,8 @@ def _context(study_dir: Path, results: Mapping[str, Any], run: Mapping[str, Any]
         "config": json.dumps(run["config"], indent=2, ensure_ascii=False) if run.get("config") else "",
         "cells": _cells(run.get("cells") or []),
         "wall_s": run.get("wall_s"),
+        "cells_wall_s": run.get("cells_wall_s"),
+        "resumed": any(cell.get("cached") for cell in run.get("cells") or []),
         "reproduce": run.get("reproduce") or (run.get("provenance") or {}).get("command") or "",
         "figures": _script_json(figures),
         "figures_present": {name: bool(content) for name, content in figures.items()},

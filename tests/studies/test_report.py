@@ -212,6 +212,15 @@ def test_names_cannot_break_out_of_the_page(tmp_path: Path) -> None:
     assert "&lt;/script&gt;" in page
 
 
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_resumed_study_says_what_its_wall_time_leaves_out(tmp_path: Path, cached: bool) -> None:
+    cell = {"kind": "probe", "name": "p", "key": "0", "wall_s": 200.0, "cached": cached}
+    run = {"wall_s": 68.0, "cells_wall_s": 200.0, "cells": [cell]}
+    page = write_report(write_study(tmp_path, run)).read_text()
+    assert ("since it was last resumed" in page) == cached
+    assert "3 min 20 s" in page
+
+
 def test_equal_results_give_equal_bytes(tmp_path: Path) -> None:
     write_study(tmp_path, {"wall_s": 1.0})
     assert write_report(tmp_path).read_bytes() == write_report(tmp_path).read_bytes()
