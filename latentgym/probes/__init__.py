@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from latentgym.probes.attention import AttentiveProbe, TransformerProbe
 from latentgym.probes.fidelity import FidelityResult, fidelity
 from latentgym.probes.floors import FLOORS, probe_floor, probe_floors
 from latentgym.probes.inverse_dynamics import probe
@@ -11,10 +12,12 @@ from latentgym.probes.ridge import RidgeProbe
 
 __all__ = [
     "FLOORS",
+    "AttentiveProbe",
     "FidelityResult",
     "MLPProbe",
     "ProbeResult",
     "RidgeProbe",
+    "TransformerProbe",
     "fidelity",
     "probe",
     "probe_floor",

@@ -78,6 +78,28 @@ class Moments:
 
 
 @dataclasses.dataclass(frozen=True)
+class FoldError:
+    """What a fit leaves unexplained on the ``count`` rows of a fold, per target.
+
+    Attributes:
+        count: number of rows.
+        sse: ``(Q,)`` sum of squared errors.
+        sst: ``(Q,)`` sum of squared deviations from the fold's own mean.
+        square: ``(Q,)`` sum of squares, which the rounding of ``sst`` is relative to.
+    """
+
+    count: int
+    sse: Tensor
+    sst: Tensor
+    square: Tensor
+
+    @property
+    def r2(self) -> Tensor:
+        """``(Q,)`` R², NaN where the target is constant up to the rounding of its sum of squares."""
+        return torch.where(self.sst > 1e-12 * self.square, 1 - self.sse / self.sst, torch.nan)
+
+
+@dataclasses.dataclass(frozen=True)
 class Scaling:
     """How features are scaled before the penalty applies.
 
@@ -182,8 +204,8 @@ class FoldSystem:
                 return weights
         return None
 
-    def r2(self, penalty: float) -> Tensor:
-        """``(Q,)`` R² on the rows of the fold, its own mean in the total sum of squares; NaN where that is zero."""
+    def errors(self, penalty: float) -> FoldError:
+        """Errors on the rows of the fold, from its moments alone."""
         assert self.fold is not None
         fold, slopes = self.fold, self.solve(penalty) / self.scale[:, None]
         constant = self.mean_y - self.mean_x @ slopes
@@ -195,7 +217,7 @@ class FoldSystem:
             - 2 * (slopes * fold.xy).sum(0)
             + 2 * constant * (fold.x @ slopes)
         )
-        return r2_of(sse, fold.yy - fold.y.square() / fold.count, fold.yy)
+        return FoldError(fold.count, sse, fold.yy - fold.y.square() / fold.count, fold.yy)
 
 
 class DualSystem:
@@ -227,12 +249,13 @@ class DualSystem:
         """Weights ``(D, Q)`` in standardised coordinates."""
         return self.x.T @ cholesky_solve(self.kernel, self.y, penalty)
 
-    def r2(self, penalty: float) -> Tensor:
-        """``(Q,)`` R² on the held-out rows."""
+    def errors(self, penalty: float) -> FoldError:
+        """Errors on the held-out rows."""
         assert self.held_out is not None
         target = self.held_out[1]
         error = target - self.mean_y - self.cross @ cholesky_solve(self.kernel, self.y, penalty)
-        return r2_of(error.square().sum(0), (target - target.mean(0)).square().sum(0), target.square().sum(0))
+        sst = (target - target.mean(0)).square().sum(0)
+        return FoldError(len(target), error.square().sum(0), sst, target.square().sum(0))
 
 
 def cholesky_(matrix: Tensor) -> bool:
@@ -276,8 +299,3 @@ def cholesky_solve(matrix: Tensor, rhs: Tensor, penalty: float) -> Tensor:
             f"ridge: the features are collinear and λ = {penalty:g} is too small to solve for; use larger lambdas"
         )
     return substitute(shifted, rhs)
-
-
-def r2_of(sse: Tensor, sst: Tensor, square: Tensor) -> Tensor:
-    """``1 − sse / sst``, NaN where the target is constant up to the rounding of its sum of squares."""
-    return torch.where(sst > 1e-12 * square, 1 - sse / sst, torch.nan)

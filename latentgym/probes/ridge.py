@@ -11,10 +11,13 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from latentgym.errors import LatentGymError
+from latentgym.probes.estimator import as_matrix, check_lengths, mean_r2, pick_device
 from latentgym.probes.gram import DualSystem, FoldSystem, Moments, Scaling
 
 DEFAULT_LAMBDAS = tuple(float(10.0**power) for power in range(-1, 7))
 _BUFFER_ROWS = 4096
+# An unplanned stream is held back this long: one that ends before is given the folds of one fit.
+_UNPLANNED_BYTES = 64 * 2**20
 
 
 def grouped_folds(groups: NDArray[Any], folds: int) -> dict[Any, int]:
@@ -42,32 +45,6 @@ def grouped_folds(groups: NDArray[Any], folds: int) -> dict[Any, int]:
     return fold_of
 
 
-def pick_device(device: str) -> torch.device:
-    """``"auto"`` means the GPU if there is one."""
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(device)
-
-
-def as_matrix(values: ArrayLike | Tensor, name: str) -> Tensor:
-    """``values`` as a finite float64 ``(n, ·)`` tensor; a vector becomes one column.
-
-    Raises:
-        LatentGymError: on more than two dimensions, or NaN or infinite entries.
-    """
-    matrix = torch.as_tensor(values).to(torch.float64)
-    matrix = matrix[:, None] if matrix.ndim == 1 else matrix
-    if matrix.ndim != 2:
-        raise LatentGymError(f"{name}: expected (rows, columns), found shape {tuple(matrix.shape)}")
-    if not bool(torch.isfinite(matrix).all()):
-        row, column = torch.nonzero(~torch.isfinite(matrix))[0].tolist()
-        raise LatentGymError(
-            f"{name}: NaN or infinite value, first at row {row}, column {column}; "
-            "float16 latents overflow beyond 65504, encode in float32"
-        )
-    return matrix
-
-
 class RidgeProbe:
     """Linear readout with an L2 penalty: minimises ‖Y − b − X̃ W‖² + λ ‖W‖².
 
@@ -93,6 +70,7 @@ class RidgeProbe:
         lambda_: chosen λ (that of the first group, where there are several).
         lambdas_: chosen λ per target group.
         cv_scores_: λ to ``(Q,)`` mean R² over folds, for every λ that was tried (empty with one λ).
+        cv_mse_: ``(Q,)`` mean squared error of the out-of-fold predictions at the chosen λ (NaN with one λ).
         coef_: ``(D, Q)`` float64 weights for features as given.
         intercept_: ``(Q,)`` float64.
 
@@ -120,20 +98,20 @@ class RidgeProbe:
         self.search, self.start, self.scale_floor, self.target_groups = search, start, scale_floor, target_groups
         self._reset()
 
-    def get_params(self) -> dict[str, Any]:
-        """The constructor's arguments."""
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """The constructor's arguments; ``deep`` is scikit-learn's and changes nothing."""
         names = ("lambdas", "standardize", "folds", "device", "search", "start", "scale_floor", "target_groups")
         return {name: getattr(self, name) for name in names}
 
     def _reset(self) -> None:
         self._fold_of: dict[Any, int] = {}
         self._load = np.zeros(self.folds)
-        self._pending: list[tuple[Tensor, Tensor, NDArray[np.int64]]] = []
+        self._pending: list[tuple[Tensor, Tensor, NDArray[Any]]] = []
         self._pending_rows = self._rows = 0
         self._moments: list[Moments] = []
 
     def fit(self, X: ArrayLike | Tensor, Y: ArrayLike | Tensor, groups: ArrayLike | None = None) -> RidgeProbe:
-        """Choose λ and fit.
+        """Choose λ and fit; rows are read in blocks, so a memory-mapped X is never held whole.
 
         Args:
             X: ``(n, D)`` features.
@@ -143,15 +121,20 @@ class RidgeProbe:
         Raises:
             LatentGymError: on mismatched or non-finite rows, or fewer groups than folds.
         """
-        self._reset()
-        groups = np.arange(len(torch.as_tensor(X))) if groups is None else np.asarray(groups)
+        x, y = (values if isinstance(values, Tensor) else np.asarray(values) for values in (X, Y))
+        groups = np.arange(len(x)) if groups is None else np.asarray(groups)
+        check_lengths(x, y, groups)
         self.plan_folds(groups)
-        return self.partial_fit(X, Y, groups).finalize()
+        for start in range(0, len(x), _BUFFER_ROWS):
+            rows = slice(start, start + _BUFFER_ROWS)
+            self.partial_fit(x[rows], y[rows], groups[rows])
+        return self.finalize()
 
     def plan_folds(self, groups: ArrayLike) -> RidgeProbe:
         """Assign groups to folds before a stream starts, as ``GroupKFold`` would.
 
-        Without a plan, :meth:`partial_fit` gives each new group to the fold with the fewest rows so far.
+        Without a plan, a stream of up to 64 MiB gets the same folds from :meth:`finalize`; in a longer one, groups
+        that come later each go to the fold with the fewest rows so far.
 
         Args:
             groups: group of every row that will come.
@@ -163,9 +146,8 @@ class RidgeProbe:
 
     def partial_fit(self, X: ArrayLike | Tensor, Y: ArrayLike | Tensor, groups: ArrayLike) -> RidgeProbe:
         """Take in a block of rows; arguments as in :meth:`fit`. Call :meth:`finalize` after the last block."""
-        x, y, labels = as_matrix(X, "X"), as_matrix(Y, "Y"), np.asarray(groups)
-        if not len(x) == len(y) == len(labels):
-            raise LatentGymError(f"X, Y and groups disagree: {len(x)}, {len(y)} and {len(labels)} rows")
+        x, y, labels = as_matrix(X, "X", self._rows), as_matrix(Y, "Y", self._rows), np.asarray(groups)
+        check_lengths(x, y, labels)
         if not len(x):
             return self
         device = pick_device(self.device)
@@ -179,10 +161,21 @@ class RidgeProbe:
             )
         self._rows += len(x)
         self._pending_rows += len(x)
-        self._pending.append((x - self._offset_x, y - self._offset_y, self._assign(labels)))
-        if self._pending_rows > max(_BUFFER_ROWS, x.shape[1]):
+        self._pending.append((x - self._offset_x, y - self._offset_y, labels))
+        if self._pending_rows > self._buffer_rows(x.shape[1] + y.shape[1]):
             self._flush()
         return self
+
+    def _buffer_rows(self, width: int) -> int:
+        """Rows that are held back at most."""
+        rows = max(_BUFFER_ROWS, len(self._offset_x))
+        return rows if self._fold_of or len(self.lambdas) == 1 else max(rows, _UNPLANNED_BYTES // (8 * width))
+
+    def _plan_pending(self) -> None:
+        """Plan the folds of a stream that came without a plan, from the rows held back."""
+        labels = np.concatenate([block[2] for block in self._pending])
+        if not self._fold_of and len(self.lambdas) > 1 and len(np.unique(labels)) >= self.folds:
+            self._fold_of = grouped_folds(labels, self.folds)
 
     def _assign(self, labels: NDArray[Any]) -> NDArray[np.int64]:
         """Fold of each row; new groups go to the fold with the fewest rows."""
@@ -207,8 +200,9 @@ class RidgeProbe:
         self._pending, self._pending_rows = [], 0
 
     def _concatenated(self) -> tuple[Tensor, Tensor, NDArray[np.int64]]:
-        x, y, fold = zip(*self._pending, strict=True)
-        return torch.cat(x), torch.cat(y), np.concatenate(fold)
+        self._plan_pending()
+        x, y, labels = zip(*self._pending, strict=True)
+        return torch.cat(x), torch.cat(y), np.concatenate([self._assign(block) for block in labels])
 
     def finalize(self) -> RidgeProbe:
         """Choose λ and solve, after the last block; the sums are dropped.
@@ -219,19 +213,26 @@ class RidgeProbe:
         if self._rows < 2:
             raise LatentGymError(f"a ridge probe needs at least 2 rows, found {self._rows}")
         searching = len(self.lambdas) > 1
+        if self._pending:
+            self._plan_pending()
         if searching and len(np.unique(list(self._fold_of.values()))) < self.folds:
-            grouped_folds(np.array(list(self._fold_of)), self.folds)
+            seen = {*self._fold_of, *(label for block in self._pending for label in block[2].tolist())}
+            grouped_folds(np.array(list(seen)), self.folds)
         dual = not self._moments and self._rows < len(self._offset_x)
         final, systems = (self._dual_systems if dual else self._primal_systems)(searching)
         targets = len(self._offset_y)
         columns = [list(group) for group in self.target_groups or (range(targets),)]
         self.cv_scores_: dict[float, NDArray[np.float64]] = {}
+        self._cv_mse: dict[float, NDArray[np.float64]] = {}
+        self.cv_mse_ = np.full(targets, np.nan)
         self.lambdas_ = tuple(self._choose(systems, group) for group in columns)
         self.lambda_ = self.lambdas_[0]
         slopes = torch.empty((len(self._offset_x), targets), dtype=torch.float64, device=self._offset_x.device)
         for penalty in set(self.lambdas_):
             chosen = [c for group, own in zip(columns, self.lambdas_, strict=True) if own == penalty for c in group]
             slopes[:, chosen] = (final.solve(penalty) / final.scale[:, None])[:, chosen]
+            if searching:
+                self.cv_mse_[chosen] = self._cv_mse[penalty][chosen]
         self.coef_ = slopes
         self.intercept_ = final.mean_y + self._offset_y - (final.mean_x + self._offset_x) @ slopes
         self._reset()
@@ -271,7 +272,10 @@ class RidgeProbe:
         def score(index: int) -> float:
             penalty = self.lambdas[index]
             if penalty not in self.cv_scores_:
-                self.cv_scores_[penalty] = _mean_over_folds(system.r2(penalty) for system in systems)
+                errors = [system.errors(penalty) for system in systems]
+                self.cv_scores_[penalty] = _mean_over_folds(error.r2 for error in errors)
+                sse = torch.stack([error.sse for error in errors]).sum(0).clamp_min(0)
+                self._cv_mse[penalty] = sse.cpu().numpy() / sum(error.count for error in errors)
             own = self.cv_scores_[penalty][columns]
             return float(own[np.isfinite(own)].mean()) if np.isfinite(own).any() else -np.inf
 
@@ -301,21 +305,6 @@ class RidgeProbe:
     def score(self, X: ArrayLike | Tensor, Y: ArrayLike | Tensor) -> float:
         """R² averaged over the targets that are not constant in ``Y``."""
         return mean_r2(as_matrix(Y, "Y").numpy(), self.predict(X))
-
-
-def mean_r2(target: NDArray[np.float64], prediction: NDArray[np.float64]) -> float:
-    """R² averaged over the columns of ``target (n, Q)`` that are not constant.
-
-    Raises:
-        LatentGymError: on mismatched shapes, or if every column is constant.
-    """
-    if target.shape != prediction.shape:
-        raise LatentGymError(f"targets {target.shape} and predictions {prediction.shape} have different shapes")
-    varies = np.ptp(target, axis=0) > 0
-    if not varies.any():
-        raise LatentGymError("R² is undefined: every target column is constant")
-    sse = np.square(target - prediction).sum(0)[varies]
-    return float((1 - sse / np.square(target - target.mean(0)).sum(0)[varies]).mean())
 
 
 def _mean_over_folds(scores: Iterable[Tensor]) -> NDArray[np.float64]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import Ridge
-from sklearn.model_selection import GridSearchCV, GroupKFold
+from sklearn.model_selection import GridSearchCV, GroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -100,14 +101,58 @@ def test_a_stream_holds_no_more_than_its_buffer() -> None:
     assert max(held) <= 4096
 
 
-def test_unplanned_stream_keeps_each_group_in_one_fold() -> None:
+@settings(max_examples=12, deadline=None)
+@given(
+    st.integers(0, 10_000),
+    st.sampled_from([(150, 30), (60, 90)]),
+    st.lists(st.integers(1, 149), max_size=6),
+)
+def test_a_stream_in_any_blocks_equals_fit_without_a_plan(seed: int, shape: tuple[int, int], cuts: list[int]) -> None:
+    x, y, groups = problem(seed, *shape)
+    whole, stream = RidgeProbe(LAMBDAS).fit(x, y, groups), RidgeProbe(LAMBDAS)
+    for rows in np.split(np.arange(len(x)), sorted({cut for cut in cuts if cut < len(x)})):
+        stream.partial_fit(x[rows], y[rows], groups[rows])
+    stream.finalize()
+    assert stream.lambda_ == whole.lambda_
+    for penalty, scores in whole.cv_scores_.items():
+        np.testing.assert_allclose(stream.cv_scores_[penalty], scores, rtol=1e-8, atol=1e-8)
+    np.testing.assert_allclose(stream.predict(x), whole.predict(x), rtol=1e-8, atol=1e-8 * np.abs(y).max())
+    np.testing.assert_allclose(stream.cv_mse_, whole.cv_mse_, rtol=1e-8)
+
+
+def test_a_long_unplanned_stream_keeps_each_group_in_one_fold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it outgrows its buffer, folds are planned from the groups so far and later groups join the lightest."""
+    monkeypatch.setattr("latentgym.probes.ridge._UNPLANNED_BYTES", 0)
+    monkeypatch.setattr("latentgym.probes.ridge._BUFFER_ROWS", 100)
     x, y, groups = problem(3, 400, 20)
     stream = RidgeProbe(LAMBDAS)
     for part in np.array_split(np.arange(400), 9):
         stream.partial_fit(x[part], y[part], groups[part])
     folds = dict(stream._fold_of)
-    assert set(folds) == set(groups.tolist()) and set(folds.values()) == set(range(5))
+    assert set(folds) <= set(groups.tolist()) and set(folds.values()) == set(range(5))
     assert stream.finalize().score(x, y) > 0.5
+
+
+def test_out_of_fold_error_is_that_of_cross_validation() -> None:
+    x, y, groups = problem(4, 150, 30)
+    probe = RidgeProbe(LAMBDAS, target_groups=[[0], [1, 2]]).fit(x, y, groups)
+    for column, penalty in enumerate((probe.lambdas_[0], probe.lambdas_[1], probe.lambdas_[1])):
+        pipeline = make_pipeline(StandardScaler(), Ridge(penalty, solver="svd"))
+        predicted = cross_val_predict(pipeline, x, y[:, column], groups=groups, cv=GroupKFold(5))
+        assert probe.cv_mse_[column] == pytest.approx(np.square(predicted - y[:, column]).mean(), rel=1e-7)
+    assert np.isnan(RidgeProbe([1.0]).fit(x, y, groups).cv_mse_).all()
+
+
+def test_rows_are_read_in_blocks_from_a_memory_map(tmp_path: Path) -> None:
+    x, y, groups = problem(3, 9000, 40)
+    mapped = np.lib.format.open_memmap(tmp_path / "x.npy", "w+", np.float64, x.shape)
+    mapped[:] = x
+    np.testing.assert_array_equal(
+        RidgeProbe(LAMBDAS).fit(mapped, y, groups).predict(x), RidgeProbe(LAMBDAS).fit(x, y, groups).predict(x)
+    )
+    mapped[8000, 3] = np.inf
+    with pytest.raises(LatentGymError, match="row 8000, column 3"):
+        RidgeProbe(LAMBDAS).fit(mapped, y, groups)
 
 
 def test_climbing_finds_the_grids_penalty() -> None:
