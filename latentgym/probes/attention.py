@@ -90,17 +90,17 @@ class _TokenProbe(MemberProbe):
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         heads = math.gcd(self.heads, q.shape[-1])
-        split = [part.unflatten(-1, (heads, -1)).flatten(0, 1).transpose(1, 2) for part in (q, k, v)]
-        return functional.scaled_dot_product_attention(*split).transpose(1, 2).reshape(q.shape)
+        query, key, value = (x.reshape(-1, x.shape[2], heads, x.shape[3] // heads).transpose(1, 2) for x in (q, k, v))
+        return functional.scaled_dot_product_attention(query, key, value).transpose(1, 2).reshape(q.shape)
 
 
 class AttentiveProbe(_TokenProbe):
     """A learned query that reads tokens through self-attention and one cross-attention block, then a linear layer.
 
     The readout of V-JEPA 2 (arXiv 2506.09985): ``depth`` - 1 pre-norm self-attention blocks on all tokens, a
-    cross-attention block whose query is learned, and a linear layer. Tokens are standardised per channel and get learned
-    positions, since latents of small encoders do not say where they are. Trained by AdamW on the mean squared error of
-    standardised targets; see :class:`MemberProbe` for how members train together and for the fitted attributes.
+    cross-attention block whose query is learned, and a linear layer. Tokens are standardised per channel and get
+    learned positions, since latents of small encoders do not say where they are. Trained by AdamW on the mean squared
+    error of standardised targets; see :class:`MemberProbe` for how members train together and for the fitted attributes.
 
     Args:
         depth: number of blocks, the cross-attention block included.

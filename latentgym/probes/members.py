@@ -18,6 +18,7 @@ from latentgym.probes.gram import floored
 from latentgym.seeding import numpy_generator, torch_generator
 
 Parameters = dict[str, Tensor]
+_Views = list[tuple[Tensor, tuple[str, slice]]]
 _VALIDATION_SHARE = 0.2
 
 
@@ -169,9 +170,7 @@ class MemberProbe(abc.ABC):
                     best[name][better] = parameter.detach()[better]
         self._select(best, best_loss.cpu().numpy(), best_step)
 
-    def _optimizer(
-        self, parameters: Parameters
-    ) -> tuple[torch.optim.Optimizer, list[tuple[Tensor, tuple[str, slice]]]]:
+    def _optimizer(self, parameters: Parameters) -> tuple[torch.optim.Optimizer, _Views]:
         """One optimiser with a parameter group per pair of hyper-parameters, on views of the members' weights."""
         groups, slices = [], []
         for index, (rate, decay) in enumerate(self._grid):
