@@ -23,6 +23,7 @@ class Row:
         dimension: action dimension's name, a group's name, or ``"macro"``.
         layer: block that the latents come from; ``None`` means the encoder's default.
         policy_seed: seed of the policy head.
+        condition: what was done to the data, such as ``"gaussian_blur:3"`` or ``"reverse"``; ``None`` for nothing.
         metric: name of the metric (see the documentation's list).
         value: the value; ``None`` where it is undefined (never NaN).
         low: lower end of the 95 % interval.
@@ -47,6 +48,7 @@ class Row:
     dimension: str | None = None
     layer: int | None = None
     policy_seed: int | None = None
+    condition: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The row as a mapping of JSON types."""

@@ -31,7 +31,7 @@ class View:
         kind: ``"single"``: o_t in place of every frame of the clip. ``"causal"``: the clip o_t-L+1 … o_t, the first
             observation repeated on the left, read at the last token time; what control sees. ``"clip"``: o_t … o_t+k
             and nothing else: the last L of them if L ≤ k + 1, otherwise the k + 1 duplicated evenly to fill L.
-            ``"single"`` and ``"clip"`` average over token times.
+            ``"single"`` and ``"clip"`` average over token times; pooling ``"tokens"`` keeps them all.
         k: horizon in steps of ``"clip"``; 0 otherwise.
     """
 
@@ -108,7 +108,7 @@ def pool(latents: Latents, pooling: str, *, grid: tuple[int, int] | None = None)
     Args:
         latents: tokens ``(B, T', N, D)``.
         pooling: ``"mean"`` over patch tokens; ``"cls"``, the first prefix token; ``"grid:G"``, patch tokens averaged
-            onto a G × G grid and flattened row by row (F = G · G · D).
+            onto a G × G grid and flattened row by row (F = G · G · D); ``"tokens"``, every patch token, flattened.
         grid: rows and columns of the patch tokens; a square by default.
 
     Returns:
@@ -119,13 +119,17 @@ def pool(latents: Latents, pooling: str, *, grid: tuple[int, int] | None = None)
     """
     if pooling == "mean":
         return latents.pooled
+    if pooling == "tokens":
+        return latents.tokens.flatten(2)
     if pooling == "cls":
         if latents.prefix is None or latents.prefix.shape[2] == 0:
             raise LatentGymError("pooling 'cls': this encoder has no CLS token; use 'mean' or 'grid:G'")
         return latents.prefix[:, :, 0]
     kind, _, side = pooling.partition(":")
     if kind != "grid" or not side.isdecimal() or int(side) == 0:
-        raise LatentGymError(f"unknown pooling {pooling!r}; expected 'mean', 'cls' or 'grid:G' with G at least 1")
+        raise LatentGymError(
+            f"unknown pooling {pooling!r}; expected 'mean', 'cls', 'tokens' or 'grid:G' with G at least 1"
+        )
     return _pool_grid(latents.tokens, int(side), grid)
 
 
@@ -177,7 +181,11 @@ def encode_clips(
         latents = encoder.encode(batch)
         grid = encoder.spec.grid if latents.tokens.shape[2] > 1 else None
         pooled = pool(latents, pooling, grid=grid)[:count]
-        features = pooled[:, -1] if view.kind == "causal" else pooled.mean(dim=1)
+        if view.kind == "causal":
+            features = pooled[:, -1]
+        else:
+            # Tokens of all times stay apart: a readout of tokens finds out itself which time matters.
+            features = pooled.flatten(1) if pooling == "tokens" else pooled.mean(dim=1)
         rows.append(features.float().cpu().numpy())
     return np.concatenate(rows)
 

@@ -100,7 +100,7 @@ class AttentiveProbe(_TokenProbe):
     The readout of V-JEPA 2 (arXiv 2506.09985): ``depth`` - 1 pre-norm self-attention blocks on all tokens, a
     cross-attention block whose query is learned, and a linear layer. Tokens are standardised per channel and get
     learned positions, since latents of small encoders do not say where they are. Trained by AdamW on the mean squared
-    error of standardised targets; see :class:`MemberProbe` for how members train together and for the fitted attributes.
+    error of standardised targets; see :class:`MemberProbe` for how members train together and for what is fitted.
 
     Args:
         depth: number of blocks, the cross-attention block included.

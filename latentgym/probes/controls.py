@@ -1,6 +1,7 @@
 """Controls: the same probe on data where it must fail, and on a task that only memory can solve.
 
-Shuffled actions and endpoints show what is left when the link between latents and actions is cut. The control task
+Shuffled actions and endpoints show what is left when the link between latents and actions is cut. Actions shifted in
+time keep their marginal distribution and their smoothness, so what is left is slow context. The control task
 (Hewitt & Liang, 2019) gives every kind of transition, as seen in raw pixels, a random action: a readout that scores
 well on it is strong enough to memorise, and selectivity is the real score minus that one.
 """
@@ -29,6 +30,13 @@ def shuffled_actions(windows: Windows, seed: int) -> NDArray[np.float64]:
     order = numpy_generator(seed, "shuffled-actions").permutation(len(windows))
     permuted: NDArray[np.float64] = windows.mean[order]
     return permuted
+
+
+def time_shifted_actions(windows: Windows) -> NDArray[np.float64]:
+    """``(n, A)`` mean actions of ``windows``, each episode's turned by half of its windows."""
+    starts = np.flatnonzero(np.diff(windows.episode, prepend=-1))
+    parts = np.split(windows.mean, starts[1:])
+    return np.concatenate([np.roll(part, len(part) // 2, axis=0) for part in parts])
 
 
 def shuffled_rows(windows: Windows, seed: int) -> NDArray[np.int64]:

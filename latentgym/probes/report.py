@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from latentgym.probes.scores import Estimate, action_scores, constant_columns, resamples
+from latentgym.probes.scores import Estimate, action_scores, constant_columns, dimension_groups, resamples
 from latentgym.probes.windows import Windows
 from latentgym.results import Row
 from latentgym.trajectories.episode import ActionSpec
@@ -23,8 +23,9 @@ class ProbeResult:
 
     Attributes:
         rows: tidy results; an undefined value is ``None``.
-        replicates: ``"metric|readout|input|k|subset"`` to ``(R,)`` bootstrap replicates of the macro mean; resamples
-            are shared by every encoder of a data set, so replicates of two encoders can be subtracted.
+        replicates: ``"metric|readout|input|k|subset"`` (and ``"|condition"`` where there is one) to ``(R,)`` bootstrap
+            replicates of the macro mean; resamples are shared by every encoder of a data set, so replicates of two
+            encoders can be subtracted.
         constant_dimensions: action dimensions that do not vary over the test windows and are left out of means.
         lambdas: ``"readout|input|k"`` to the chosen ridge penalty.
     """
@@ -59,7 +60,12 @@ class Scorer:
         episode = windows.episode[rows]
         count = len(np.unique(episode))
         counts = resamples(self.dataset_key, subset, count, self.replicates)
-        return action_scores(target[rows], prediction[:, rows], episode, self.spec, counts), count
+        repeats = target.shape[1] // self.spec.size
+        spec = _of_chunk(self.spec, repeats) if repeats > 1 else self.spec
+        scores = action_scores(target[rows], prediction[:, rows], episode, spec, counts)
+        if repeats > 1:
+            scores = {key: value for key, value in scores.items() if key[1] in dimension_groups(self.spec, 0)}
+        return scores, count
 
     def add(
         self,
@@ -70,16 +76,19 @@ class Scorer:
         readout: str,
         input: str,
         names: dict[str, str] | None = None,
+        condition: str | None = None,
     ) -> dict[str, Scores]:
         """Score on every subset and add the rows.
 
         Args:
             windows: n test windows.
             prediction: ``(M, n, A)``, or ``(n, A)`` for one member.
-            target: ``(n, A)``; the windows' mean action by default.
+            target: ``(n, A)``, or ``(n, k · A)`` for chunks of actions, of which only means over all k are reported;
+                the windows' mean action by default.
             readout: name of the readout.
             input: ``"pair"``, ``"single"`` …
             names: score to metric name, for the scores that are wanted; default: all of them.
+            condition: what was done to the data, if anything.
 
         Returns:
             The scores of each subset.
@@ -91,6 +100,7 @@ class Scorer:
         for subset in SUBSETS:
             scores, count = self.score(windows, target, prediction, subset)
             where = {"readout": readout, "input": input, "k": windows.k, "subset": subset, "n": count}
+            where |= {"condition": condition} if condition else {}
             if not scores:
                 undefined = Estimate(None, np.full(self.replicates, np.nan))
                 scores = {(score, "macro"): undefined for score in ("r2", "pearson_r", "clipped_r2")}
@@ -110,10 +120,37 @@ class Scorer:
             Row(**self.identity, **where, metric=metric, dimension=dimension, value=estimate.value, low=low, high=high)
         )
         if dimension == "macro":
-            key = "|".join(
-                str(part) for part in (metric, *(where[name] for name in ("readout", "input", "k", "subset")))
-            )
+            parts = (metric, *(where[name] for name in ("readout", "input", "k", "subset")))
+            key = "|".join(str(part) for part in (*parts, *([where["condition"]] if where.get("condition") else [])))
             self.result.replicates[key] = estimate.replicates
+
+    def selectivity(
+        self,
+        test: Windows,
+        prediction: NDArray[np.float64],
+        control: NDArray[np.float64],
+        real: dict[str, Scores],
+        *,
+        readout: str,
+        input: str,
+    ) -> None:
+        """Rows of R² on the control task and of its distance from R² on the real one.
+
+        Args:
+            test: n test windows.
+            prediction: ``(M, n, A)`` or ``(n, A)`` predictions of the control targets.
+            control: ``(n, A)`` control targets.
+            real: scores on the real targets, by subset.
+            readout: name of the readout.
+            input: input form.
+        """
+        names = {"r2": "action_r2_control_task"}
+        found = self.add(test, prediction, target=control, names=names, readout=readout, input=input)
+        for subset, scores in found.items():
+            difference = real[subset]["r2", "macro"] - scores["r2", "macro"]
+            count = len(np.unique(test.episode if subset == "all" else test.episode[test.random]))
+            where = {"readout": readout, "input": input, "k": test.k, "subset": subset, "n": count}
+            self.row("selectivity", difference, "macro", where)
 
     def aliases(self, found: dict[str, dict[str, Scores]], readout: str, k: int) -> None:
         """Rows under their own metric names: random-action and single-frame R², and pair minus single.
@@ -134,3 +171,22 @@ class Scorer:
             if "pair" in macro and "single" in macro:
                 gain = macro["pair"] - macro["single"]
                 self.row("temporal_gain", gain, "macro", {**where, "input": "pair"})
+
+
+def _of_chunk(spec: ActionSpec, k: int) -> ActionSpec:
+    """The meaning of k actions one after the other."""
+
+    def repeated(columns: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(step * spec.size + column for step in range(k) for column in columns)
+
+    return dataclasses.replace(
+        spec,
+        names=tuple(f"{name}@{step}" for step in range(k) for name in spec.names),
+        units=spec.units * k,
+        scale=spec.scale * k,
+        low=spec.low * k,
+        high=spec.high * k,
+        translation=repeated(spec.translation),
+        rotation=repeated(spec.rotation),
+        gripper=repeated(spec.gripper),
+    )

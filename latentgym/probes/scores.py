@@ -114,7 +114,7 @@ def r2_and_pearson(sums: Array) -> tuple[Array, Array]:
     return r2, np.clip(r, -1, 1)
 
 
-def _mean_defined(values: Array, axis: int) -> Array:
+def mean_defined(values: Array, axis: int) -> Array:
     """Mean over ``axis`` of the entries that are defined; NaN where none is."""
     defined = np.isfinite(values)
     total, count = np.where(defined, values, 0).sum(axis), defined.sum(axis)
@@ -152,11 +152,11 @@ def action_scores(
     tables = {"r2": r2, "pearson_r": r, "clipped_r2": np.where(np.isfinite(r2), np.maximum(r2, 0), np.nan)}
     scores: dict[tuple[str, str], Estimate] = {}
     for metric, table in tables.items():
-        by_dimension = _mean_defined(table, 1)
+        by_dimension = mean_defined(table, 1)
         for index, name in enumerate(spec.names):
             scores[metric, name] = estimate(by_dimension[:, index])
         for name, columns in dimension_groups(spec, size).items():
-            scores[metric, name] = estimate(_mean_defined(by_dimension[:, columns], 1))
+            scores[metric, name] = estimate(mean_defined(by_dimension[:, columns], 1))
     if spec.gripper:
         scores["balanced_accuracy", "gripper"] = gripper_accuracy(target, prediction, episode, spec, counts)
     return scores
@@ -178,4 +178,4 @@ def gripper_accuracy(
     drawn = (counts @ sums.reshape(len(sums), -1)).reshape(len(counts), *sums.shape[1:])
     none = np.zeros_like(drawn[..., 0])
     accuracy = (_ratio(drawn[..., 0], drawn[..., 1], none) + _ratio(drawn[..., 2], drawn[..., 3], none)) / 2
-    return estimate(_mean_defined(_mean_defined(accuracy, 1), 1))
+    return estimate(mean_defined(mean_defined(accuracy, 1), 1))

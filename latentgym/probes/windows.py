@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 from latentgym.errors import LatentGymError
 
 if TYPE_CHECKING:
-    from latentgym.encoders.cache import Features
     from latentgym.trajectories.store import Dataset
 
-Input = Literal["pair", "difference", "single", "window"]
+Input = Literal["pair", "pair_difference", "difference", "single", "window"]
 Actions = Mapping[int, tuple[NDArray[np.float64], NDArray[np.bool_]]]
 
 
@@ -95,6 +94,26 @@ def cut_windows(actions: Actions, episodes: Sequence[int], k: int) -> Windows:
     return Windows(k, *(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
+def action_chunks(actions: Actions, windows: Windows) -> NDArray[np.float64]:
+    """``(n, k · A)`` float64, the k actions of each window one after the other."""
+    starts = np.flatnonzero(np.diff(windows.episode, prepend=-1))
+    parts = []
+    for start, stop in zip(starts, [*starts[1:], len(windows)], strict=True):
+        action = actions[int(windows.episode[start])][0]
+        chunks = np.lib.stride_tricks.sliding_window_view(action, windows.k, axis=0).swapaxes(1, 2)
+        parts.append(chunks[windows.step[start:stop]].reshape(stop - start, -1))
+    return np.concatenate(parts)
+
+
+class RowSource(Protocol):
+    """Feature rows per episode; the cache's :class:`~latentgym.encoders.cache.Features` are one."""
+
+    dim: int
+
+    def episode(self, index: int) -> NDArray[np.float32]:
+        """Features ``(n, F)`` of one episode."""
+
+
 class WindowFeatures:
     """Feature rows of windows.
 
@@ -104,7 +123,7 @@ class WindowFeatures:
             ``"window"`` are wanted.
     """
 
-    def __init__(self, single: Features, clip: Features | None = None) -> None:
+    def __init__(self, single: RowSource, clip: RowSource | None = None) -> None:
         self.single, self.clip = single, clip
 
     def rows(self, windows: Windows, kind: Input, endpoints: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
@@ -112,12 +131,12 @@ class WindowFeatures:
 
         Args:
             windows: n windows, in runs of one episode.
-            kind: ``"pair"`` [z_t ; z_clip], ``"difference"`` [z_t ; z_clip − z_t], ``"single"`` z_t, or ``"window"``
-                [z_t ; … ; z_t+k].
+            kind: ``"pair"`` [z_t ; z_clip], ``"pair_difference"`` [z_t ; z_clip − z_t], ``"difference"`` z_clip − z_t,
+                ``"single"`` z_t, or ``"window"`` [z_t ; … ; z_t+k].
             endpoints: ``(n,)`` for ``"pair"``, the row whose z_clip stands in each row: a control.
 
         Raises:
-            LatentGymError: if an episode has fewer feature rows than observations.
+            LatentGymError: if an episode has fewer feature rows than observations, or both ends differ in width.
         """
         starts = _gather(self.single, windows, 0)
         if kind == "single":
@@ -126,12 +145,19 @@ class WindowFeatures:
             return np.concatenate([_gather(self.single, windows, shift) for shift in range(windows.k + 1)], axis=1)
         assert self.clip is not None
         ends = _gather(self.clip, windows, 0)
-        if kind == "difference":
+        if ends.shape != starts.shape:
+            raise LatentGymError(
+                f"features of one frame have {starts.shape[1]} columns and those of a clip {ends.shape[1]}; "
+                "they belong to different encoders or poolings"
+            )
+        if kind in ("difference", "pair_difference"):
             ends = ends - starts
+        if kind == "difference":
+            return ends
         return np.concatenate([starts, ends if endpoints is None else ends[endpoints]], axis=1)
 
 
-def _gather(features: Features, windows: Windows, shift: int) -> NDArray[np.float32]:
+def _gather(features: RowSource, windows: Windows, shift: int) -> NDArray[np.float32]:
     starts = np.flatnonzero(np.diff(windows.episode, prepend=-1))
     rows = np.empty((len(windows), features.dim), dtype=np.float32)
     for start, stop in zip(starts, [*starts[1:], len(windows)], strict=True):

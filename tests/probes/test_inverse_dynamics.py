@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from latentgym.encoders import Encoder, EncoderSpec, FeatureCache, Latents
+from latentgym.encoders import Encoder, EncoderSpec, FeatureCache, Latents, View, load_encoder
 from latentgym.errors import LatentGymError, UnknownNameError
 from latentgym.probes import ProbeResult, probe, probe_floor, probe_floors
+from latentgym.probes.inverse_dynamics import READOUTS
 from latentgym.results import Row
 from latentgym.trajectories import Dataset, split_episodes
 
@@ -73,6 +74,58 @@ def test_controls_fail_where_they_must(of_state: ProbeResult) -> None:
     assert abs(macro(of_state, "action_r2_shuffled_endpoints").value or 1) < 0.15
     real, control = macro(of_state, "action_r2"), macro(of_state, "action_r2_control_task")
     assert macro(of_state, "selectivity").value == pytest.approx((real.value or 0) - (control.value or 0))
+
+
+def test_chunks_differences_and_time_shifts(of_state: ProbeResult, points: Dataset, cache: FeatureCache) -> None:
+    assert abs(macro(of_state, "action_r2_time_shifted").value or 1) < 0.15
+    result = probe(
+        points, "state", readouts=("ridge",), inputs=("difference",), targets=("mean", "chunk"), horizons=(1, 4),
+        controls=(), cache=cache, replicates=20,
+    )  # fmt: skip
+    assert macro(result, "action_r2", input="difference").value > 0.999  # type: ignore[operator]
+    # Four independent actions of which only the sum shows: each is known as well as the first alone.
+    chunk = macro(result, "action_r2_chunk", input="difference", k=4).value
+    assert chunk == pytest.approx(0.25, abs=0.1)
+    assert {row.dimension for row in result.rows if row.metric == "action_r2_chunk"} == {
+        "macro", "translation", "gripper",
+    }  # fmt: skip
+
+
+TINY = {"attentive": {"depth": 2, "width": 8}, "transformer": {"depth": 1, "width": 8}}
+
+
+def test_every_readout_has_scores_and_selectivity(points: Dataset, cache: FeatureCache) -> None:
+    result = probe(
+        points, "state", readouts=READOUTS, horizons=(1,), mlp_steps=4, mlp_seeds=1, replicates=20, cache=cache,
+        controls=("control_task", "control_task_every_readout"), readout_options=TINY,
+    )  # fmt: skip
+    expected = {"ridge", "mlp", "attentive", "transformer"}  # the state's default pooling is the mean already
+    assert {row.readout for row in result.rows if row.metric == "action_r2"} == expected
+    assert {row.readout for row in result.rows if row.metric == "selectivity"} == expected
+    with pytest.raises(UnknownNameError, match="'mlp'"):
+        probe(points, "state", readout_options={"mpl": {}})
+
+
+def test_tokens_reach_the_readouts_of_tokens(points: Dataset, cache: FeatureCache) -> None:
+    encoder = load_encoder("pixels", image_size=4)
+    result = probe(
+        points, encoder, readouts=("transformer",), horizons=(4,), mlp_horizons=(4,), mlp_steps=2, mlp_seeds=1,
+        targets=("chunk",), controls=(), replicates=20, cache=cache, readout_options=TINY,
+    )  # fmt: skip
+    assert macro(result, "action_r2", readout="transformer", k=4).value is not None
+    assert macro(result, "action_r2_chunk", readout="transformer", k=4).value is not None
+    tokens = cache.get(points, encoder, View("single"), pooling="tokens")
+    assert tokens.dim == 4 * 4 * 3
+    grid = cache.get(points, encoder, View("single"))
+    np.testing.assert_array_equal(tokens.episode(3), grid.episode(3))
+
+
+def test_pixel_principal_components_are_a_floor(points: Dataset, cache: FeatureCache) -> None:
+    result = probe(points, "pixel_pca", horizons=(1,), replicates=20, cache=cache)
+    row = macro(result, "action_r2")
+    assert (row.encoder, row.family) == ("pixel_pca", "floor") and row.value is not None
+    with pytest.raises(LatentGymError, match="cache="):
+        probe_floor(points, "pixel_pca")
 
 
 def test_planted_information_orders_encoders_and_noise_has_none(points: Dataset, cache: FeatureCache) -> None:

@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 
 from latentgym.encoders import FeatureCache, View, load_encoder
 from latentgym.errors import LatentGymError
-from latentgym.probes.controls import control_actions, shuffled_actions, shuffled_rows
-from latentgym.probes.windows import WindowFeatures, cut_windows, read_actions
+from latentgym.probes.controls import control_actions, shuffled_actions, shuffled_rows, time_shifted_actions
+from latentgym.probes.windows import Input, WindowFeatures, action_chunks, cut_windows, read_actions
 from latentgym.trajectories import Dataset
+
+KINDS: tuple[Input, ...] = ("pair", "pair_difference", "difference", "single", "window")
 
 
 @settings(max_examples=25, deadline=None)
@@ -41,11 +43,12 @@ def test_rows_are_the_observations_at_both_ends(points: Dataset, tmp_path: objec
     encoder = load_encoder("state")
     features = WindowFeatures(cache.get(points, encoder, View("single")), cache.get(points, encoder, View("clip", 4)))
     windows = cut_windows(read_actions(points, (3, 7)), (3, 7), 4)
-    rows = {kind: features.rows(windows, kind) for kind in ("pair", "difference", "single", "window")}  # type: ignore[arg-type]
+    rows = {kind: features.rows(windows, kind) for kind in KINDS}
     for row in range(len(windows)):
         state, t = points.episode(int(windows.episode[row])).state, windows.step[row]
         np.testing.assert_array_equal(rows["pair"][row], [*state[t], *state[t + 4]])
-        np.testing.assert_array_equal(rows["difference"][row], [*state[t], *(state[t + 4] - state[t])])
+        np.testing.assert_array_equal(rows["pair_difference"][row], [*state[t], *(state[t + 4] - state[t])])
+        np.testing.assert_array_equal(rows["difference"][row], state[t + 4] - state[t])
         np.testing.assert_array_equal(rows["single"][row], state[t])
         np.testing.assert_array_equal(rows["window"][row], state[t : t + 5].ravel())
     order = shuffled_rows(windows, 0)
@@ -67,6 +70,24 @@ def test_shuffled_actions_are_the_same_actions(points: Dataset) -> None:
     shuffled = shuffled_actions(windows, 0)
     assert not np.array_equal(shuffled, windows.mean)
     np.testing.assert_array_equal(np.sort(shuffled, axis=0), np.sort(windows.mean, axis=0))
+
+
+def test_time_shift_turns_each_episode_by_itself(points: Dataset) -> None:
+    windows = cut_windows(read_actions(points, range(10)), range(10), 2)
+    shifted = time_shifted_actions(windows)
+    for index in range(10):
+        rows = windows.episode == index
+        np.testing.assert_array_equal(shifted[rows], np.roll(windows.mean[rows], rows.sum() // 2, axis=0))
+
+
+def test_chunks_are_the_actions_of_each_window(points: Dataset) -> None:
+    actions = read_actions(points, (4, 9))
+    windows = cut_windows(actions, (4, 9), 4).select(slice(3, 15))
+    chunks = action_chunks(actions, windows)
+    for row in range(len(windows)):
+        t = windows.step[row]
+        np.testing.assert_array_equal(chunks[row], actions[int(windows.episode[row])][0][t : t + 4].ravel())
+    np.testing.assert_allclose(chunks.reshape(len(windows), 4, -1).mean(1), windows.mean, atol=1e-12)
 
 
 def test_control_actions_depend_on_the_pixels_alone(points: Dataset, tmp_path: object) -> None:
