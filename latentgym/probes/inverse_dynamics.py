@@ -149,6 +149,7 @@ def check_names(kind: str, given: Iterable[str], known: Sequence[str]) -> None:
 
 @contextlib.contextmanager
 def open_cache(cache: FeatureCache | None) -> Iterator[FeatureCache]:
+    """``cache`` itself, or a temporary one where there is none."""
     if cache is not None:
         yield cache
         return
