@@ -9,6 +9,7 @@ from latentgym.probes.inverse_dynamics import probe
 from latentgym.probes.mlp import MLPProbe
 from latentgym.probes.report import ProbeResult
 from latentgym.probes.ridge import RidgeProbe
+from latentgym.probes.robustness import robustness
 
 __all__ = [
     "FLOORS",
@@ -22,4 +23,5 @@ __all__ = [
     "probe",
     "probe_floor",
     "probe_floors",
+    "robustness",
 ]

@@ -108,7 +108,9 @@ def action_chunks(actions: Actions, windows: Windows) -> NDArray[np.float64]:
 class RowSource(Protocol):
     """Feature rows per episode; the cache's :class:`~latentgym.encoders.cache.Features` are one."""
 
-    dim: int
+    @property
+    def dim(self) -> int:
+        """Number of features F."""
 
     def episode(self, index: int) -> NDArray[np.float32]:
         """Features ``(n, F)`` of one episode."""
