@@ -33,6 +33,10 @@ Out = Annotated[Path, typer.Option("-o", "--out", help="Folder to write to.")]
 Seed = Annotated[int, typer.Option(help="Root seed; equal seeds give equal bits.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Encoder = Annotated[str, typer.Option("--encoder", help="Registered name, folder, or hub id.")]
+DataOption = Annotated[
+    list[str],
+    typer.Option(help="key=value of how a CALVIN folder is read, such as actions=actions; repeatable."),
+]
 Workers = Annotated[int, typer.Option(min=1, help="Worker processes.")]
 
 
@@ -58,13 +62,13 @@ def _run() -> int:
     return INTERRUPTED
 
 
-def _options(pairs: list[str]) -> dict[str, Any]:
+def _options(pairs: list[str], option: str = "--option") -> dict[str, Any]:
     """``key=value`` pairs with JSON values; a value that is no JSON is text."""
     options: dict[str, Any] = {}
     for pair in pairs:
         key, sign, text = pair.partition("=")
         if not sign:
-            raise LatentGymError(f"--option takes key=value, found {pair!r}")
+            raise LatentGymError(f"{option} takes key=value, found {pair!r}")
         try:
             options[key] = json.loads(text)
         except ValueError:
@@ -120,18 +124,36 @@ def record(
 
 
 @data_app.command("check")
-def data_check(data: Data) -> None:
+def data_check(data: Data, data_option: DataOption = []) -> None:  # noqa: B006
     """Read every file of a data set and list all problems at once."""
     from latentgym.progress import track_counts
-    from latentgym.trajectories import check_dataset
+    from latentgym.trajectories import inspect_dataset
 
     with track_counts("checking", None) as progress:
-        problems = check_dataset(data, progress=progress)
-    for problem in problems:
+        report = inspect_dataset(data, progress=progress, **_options(data_option, "--data-option"))
+    for note in report.notes:
+        print(note)
+    for problem in report.problems:
         print(problem, file=sys.stderr)
-    if problems:
-        raise LatentGymError(f"{data}: {len(problems)} problem(s)")
+    if report.problems:
+        raise LatentGymError(f"{data}: {len(report.problems)} problem(s)")
     print(f"{data}: no problems")
+
+
+@data_app.command("convert")
+def data_convert(
+    source: Annotated[Path, typer.Argument(help="Folder of a CALVIN data set, or of one converted from CALVIN.")],
+    out: Out,
+    to: Annotated[str, typer.Option("--format", help="native or calvin.")] = "native",
+    segment_steps: Annotated[int, typer.Option(min=1, help="Longest episode of the native data set, in steps.")] = 64,
+) -> None:
+    """Turn a CALVIN data set into a native one, or back, without losing a bit; can be interrupted and continued."""
+    from latentgym.progress import track_counts
+    from latentgym.trajectories.formats.calvin_conversion import convert
+
+    with track_counts("converting", None) as progress:
+        count = convert(source, out, to, segment_steps=segment_steps, progress=progress)
+    print(f"{count} episodes in {out}")
 
 
 @app.command()
@@ -140,13 +162,14 @@ def encode(
     encoder: Encoder,
     out: Out,
     view: Annotated[str, typer.Option(help="single, causal, or clip:K (frames t to t+K).")] = "causal",
+    data_option: DataOption = [],  # noqa: B006
 ) -> None:
     """Encode a data set once into a feature cache; what is there already is not computed again."""
     from latentgym.encoders import FeatureCache, View, load_encoder
     from latentgym.progress import track_counts
     from latentgym.trajectories import open_dataset
 
-    dataset = open_dataset(data)
+    dataset = open_dataset(data, **_options(data_option, "--data-option"))
     with track_counts("encoding", len(dataset)) as progress:
         features = FeatureCache(out).get(dataset, load_encoder(encoder), View.parse(view), progress=progress)
     print(f"{len(dataset)} episodes, {features.dim} numbers per row, in {out}")
@@ -161,13 +184,14 @@ def pretrain(
     steps: Annotated[int, typer.Option(min=1)] = 800,
     batch_size: Annotated[int, typer.Option(min=2)] = 64,
     checkpoint: Annotated[list[int], typer.Option(help="Step of an intermediate checkpoint; repeatable.")] = [],  # noqa: B006
+    data_option: DataOption = [],  # noqa: B006
 ) -> None:
     """Pretrain a small encoder on the training episodes of one or more data sets."""
     from latentgym.encoders.pretraining import pretrain as run_pretraining
     from latentgym.progress import track_counts
     from latentgym.trajectories import open_dataset, split_episodes
 
-    datasets = [open_dataset(path) for path in data]
+    datasets = [open_dataset(path, **_options(data_option, "--data-option")) for path in data]
     pairs = [(dataset, split_episodes(dataset, seed=seed).train) for dataset in datasets]
     with track_counts(f"pretraining {objective}", steps) as progress:
         folder = run_pretraining(
@@ -189,6 +213,7 @@ def probe(
         "mlp",
     ],
     cache: Annotated[Path | None, typer.Option(help="Feature cache to use and fill.")] = None,
+    data_option: DataOption = [],  # noqa: B006
     as_json: Json = False,
 ) -> None:
     """Probe frozen latents for the action, with every floor and an interval beside each number."""
@@ -197,7 +222,7 @@ def probe(
     from latentgym.probes import probe_floors
     from latentgym.trajectories import open_dataset, split_episodes
 
-    dataset = open_dataset(data)
+    dataset = open_dataset(data, **_options(data_option, "--data-option"))
     settings: dict[str, Any] = {"split": split_episodes(dataset, seed=seed), "horizons": tuple(horizon)}
     features = FeatureCache(cache) if cache else None
     rows = list(probe_floors(dataset, **settings))
@@ -223,15 +248,15 @@ def train(
     seed: Seed = 0,
     steps: Annotated[int, typer.Option(min=1)] = 2000,
     demonstrations: Annotated[int | None, typer.Option(help="Training demonstrations to use; all by default.")] = None,
+    data_option: DataOption = [],  # noqa: B006
 ) -> None:
     """Train a behaviour-cloning head on frozen latents."""
     from latentgym.encoders import load_encoder
     from latentgym.policies import train_policy
     from latentgym.trajectories import open_dataset
 
-    policy = train_policy(
-        open_dataset(data), load_encoder(encoder), seed=seed, steps=steps, demonstrations=demonstrations
-    )
+    dataset = open_dataset(data, **_options(data_option, "--data-option"))
+    policy = train_policy(dataset, load_encoder(encoder), seed=seed, steps=steps, demonstrations=demonstrations)
     policy.save(out)
     print(f"policy in {out}; cloning R² on held-out demonstrations {_cell(policy.cloning_r2)}")
 

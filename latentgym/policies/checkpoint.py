@@ -28,8 +28,8 @@ WEIGHTS_NAME = "weights.safetensors"
 ENCODER_NAME = "encoder"
 # Settings of an environment that change neither what a policy sees nor what its actions mean.
 _IRRELEVANT = frozenset({"pixels", "horizon", "state_names"})
-# Settings that say what follows from the others, or what each caller decides.
-_NO_OPTIONS = frozenset({"pixels", "state_names", "suite"})
+# Settings that say what follows from the others, how data were read, or what each caller decides.
+_NO_OPTIONS = frozenset({"pixels", "state_names", "suite", "data_set"})
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,9 +1,10 @@
 """Trajectories: episodes, the crash-safe store that holds them, and splits by episode."""
 
+from latentgym.trajectories.dataset import Dataset
 from latentgym.trajectories.episode import ActionSpec, Episode, Provenance
 from latentgym.trajectories.frames import decode_frames, encode_frames
 from latentgym.trajectories.splits import Split, split_episodes
-from latentgym.trajectories.store import Dataset, Store, check_dataset, create_store, open_dataset
+from latentgym.trajectories.store import Store, check_dataset, create_store, inspect_dataset, open_dataset
 
 __all__ = [
     "ActionSpec",
@@ -16,6 +17,7 @@ __all__ = [
     "create_store",
     "decode_frames",
     "encode_frames",
+    "inspect_dataset",
     "open_dataset",
     "split_episodes",
 ]

@@ -106,6 +106,7 @@ class Episode:
         instruction: language instruction, empty where there is none.
         env_id: id of the environment.
         info: further JSON-serialisable facts (task, variant …).
+        extras: further arrays of any plain dtype, one row per observation, such as depth ``(T+1, H, W)``.
     """
 
     frames: Mapping[str, NDArray[np.uint8]]
@@ -124,6 +125,7 @@ class Episode:
     instruction: str = ""
     expert_action: NDArray[np.float32] | None = None
     info: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    extras: Mapping[str, NDArray[Any]] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         """Number of actions, T."""
@@ -166,6 +168,11 @@ class Episode:
             if frames.ndim != 4 or frames.shape[0] != steps + 1 or frames.shape[-1] != 3 or frames.dtype != np.uint8:
                 problems.append(
                     f"frames[{camera!r}]: expected ({steps + 1}, H, W, 3) uint8, found {frames.shape} {frames.dtype}"
+                )
+        for name, array in self.extras.items():
+            if array.ndim < 1 or array.shape[0] != steps + 1 or array.dtype.kind not in "biuf":
+                problems.append(
+                    f"extras[{name!r}]: expected {steps + 1} rows of numbers, found {array.shape} {array.dtype}"
                 )
         return problems
 

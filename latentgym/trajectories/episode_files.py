@@ -1,8 +1,8 @@
 """One episode as a folder of standard files, with a record that says what they must hold.
 
-``arrays.safetensors`` holds every array but the frames, ``<camera>.mov`` the frames of one camera, ``episode.json`` the
-record: length, shapes, behaviour, seed, and size and SHA-256 of the other files. The record's own digest is the
-episode's identity.
+``arrays.safetensors`` holds every array but the frames, ``<camera>.mov`` the frames of one camera, ``<extra>.npz`` one
+further array, ``episode.json`` the record: length, shapes, behaviour, seed, and size and SHA-256 of the other files. The
+record's own digest is the episode's identity.
 """
 
 from __future__ import annotations
@@ -23,11 +23,13 @@ from latentgym.artifacts import canonical_json, content_key, read_json, write_js
 from latentgym.errors import CorruptDataError, LatentGymError
 from latentgym.trajectories.episode import Episode
 from latentgym.trajectories.frames import EXTENSION, decode_frames, encode_frames
+from latentgym.trajectories.npz import read_arrays, write_arrays
 
 ARRAYS_FILE = "arrays.safetensors"
 RECORD_FILE = "episode.json"
 ARRAYS = ("action", "proprio", "state", "sim_state", "reward", "terminated", "truncated", "success", "random_action")
 OPTIONAL_ARRAYS = ("expert_action",)
+_EXTRA = "array"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +46,8 @@ class EpisodeRecord:
         info: further facts.
         shapes: array or camera name to its shape without the leading time axis.
         files: file name to its ``bytes`` and ``sha256``.
-        digest: hash over all of the above; equal for equal episodes.
+        digest: hash over everything else; equal for equal episodes.
+        extras: names of further arrays.
     """
 
     length: int
@@ -57,6 +60,7 @@ class EpisodeRecord:
     shapes: dict[str, list[int]]
     files: dict[str, dict[str, Any]]
     digest: str
+    extras: tuple[str, ...] = ()
 
 
 def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -88,6 +92,7 @@ def write_episode(folder: Path, episode: Episode, control_hz: float) -> None:
     content = {ARRAYS_FILE: safetensors.numpy.save(arrays)}
     for camera, frames in episode.frames.items():
         content[f"{camera}.{EXTENSION}"] = encode_frames(frames, control_hz)
+    content |= {f"{name}.npz": write_arrays({_EXTRA: array}) for name, array in episode.extras.items()}
     record = {
         "length": len(episode),
         "policy": episode.policy,
@@ -96,10 +101,12 @@ def write_episode(folder: Path, episode: Episode, control_hz: float) -> None:
         "instruction": episode.instruction,
         "success": bool(episode.success.any()),
         "info": episode.info,
-        "shapes": {name: array.shape[1:] for name, array in {**arrays, **episode.frames}.items()},
+        "shapes": {name: array.shape[1:] for name, array in {**arrays, **episode.frames, **episode.extras}.items()},
         "files": {
             name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in content.items()
         },
+        # Left out where there are none, so that the digest of such an episode is what it always was.
+        **({"extras": sorted(episode.extras)} if episode.extras else {}),
     }
     try:
         seal = sealed(record)
@@ -118,13 +125,14 @@ def read_record(folder: Path) -> EpisodeRecord:
     """
     path = folder / RECORD_FILE
     try:
-        return EpisodeRecord(**read_sealed(path))
+        content = read_sealed(path)
+        return EpisodeRecord(**{**content, "extras": tuple(content.get("extras", ()))})
     except TypeError as error:
         raise CorruptDataError(f"{path}: unexpected fields: {error}") from error
 
 
-def read_episode(folder: Path, record: EpisodeRecord, cameras: Sequence[str]) -> Episode:
-    """Read an episode's arrays and the frames of ``cameras``, every file checked against its SHA-256.
+def read_episode(folder: Path, record: EpisodeRecord, cameras: Sequence[str], extras: Sequence[str] = ()) -> Episode:
+    """Read an episode's arrays, the frames of ``cameras`` and ``extras``, every file checked against its SHA-256.
 
     Raises:
         CorruptDataError: if a file is missing, truncated or altered, or does not hold what the record says.
@@ -155,7 +163,15 @@ def read_episode(folder: Path, record: EpisodeRecord, cameras: Sequence[str]) ->
         env_id=record.env_id,
         instruction=record.instruction,
         info=record.info,
+        extras={name: _read_extra(folder, name, record) for name in extras},
     )
+
+
+def _read_extra(folder: Path, name: str, record: EpisodeRecord) -> NDArray[Any]:
+    file = f"{name}.npz"
+    if file not in record.files:
+        raise CorruptDataError(f"{folder / RECORD_FILE}: no entry for {file}")
+    return read_arrays(_read_checked(folder, file, record), [_EXTRA], folder / file)[_EXTRA]
 
 
 def _read_checked(folder: Path, name: str, record: EpisodeRecord) -> bytes:

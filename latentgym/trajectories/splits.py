@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Protocol
 
 from latentgym.errors import LatentGymError
@@ -40,6 +41,14 @@ class Splittable(Protocol):
     def seeds(self) -> tuple[int, ...]:
         """Reset seed per episode."""
 
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """Label per episode; episodes of one label stay in one part."""
+
+    @property
+    def held_out(self) -> tuple[bool, ...]:
+        """Per episode, whether it belongs to the test part in any case."""
+
 
 def split_episodes(
     dataset: Splittable, *, seed: int = 0, fractions: tuple[float, float, float] = (0.7, 0.1, 0.2)
@@ -48,7 +57,9 @@ def split_episodes(
 
     Within a policy, episodes are ranked by a hash of ``seed`` and their reset seed, then dealt to the three parts in
     proportion. Which part an episode falls into thus does not depend on the order of the episodes, and variants of one
-    environment recorded with the same seeds are split alike.
+    environment recorded with the same seeds are split alike. Episodes of one group (cut from one recording) are dealt
+    together. Where the data set holds episodes out, those are the test part, and the others are dealt to training and
+    validation in the proportion of their shares.
 
     Args:
         dataset: the data set.
@@ -60,28 +71,54 @@ def split_episodes(
     """
     if len(fractions) != 3 or not all(fraction > 0 for fraction in fractions) or abs(sum(fractions) - 1) > 1e-6:
         raise LatentGymError(f"fractions: expected three positive numbers that sum to 1, found {fractions}")
-    count = len(dataset.policies)
-    if count < 3:
-        raise LatentGymError(
-            f"a split needs at least 3 episodes (train, validation and test), found {count}; record more episodes"
-        )
+    test = tuple(index for index, held_out in enumerate(dataset.held_out) if held_out)
+    groups: dict[str, list[int]] = {}
+    for index, group in enumerate(dataset.groups):
+        if not dataset.held_out[index]:
+            groups.setdefault(group, []).append(index)
+    if len(groups) < (2 if test else 3):
+        raise LatentGymError(_too_few(len(groups), len(dataset.groups), held_out=bool(test)))
 
-    def rank(index: int) -> tuple[str, int, int]:
-        policy = dataset.policies[index]
-        return policy, derive_seed(seed, "split", policy, dataset.seeds[index]), index
+    def rank(members: list[int]) -> tuple[str, int, int]:
+        policy = dataset.policies[members[0]]
+        return policy, derive_seed(seed, "split", policy, dataset.seeds[members[0]]), members[0]
 
+    shares = [fraction / sum(fractions[:2]) for fraction in fractions[:2]] if test else fractions
+    parts = _deal(sorted(groups.values(), key=rank), shares)
+    return Split(parts[0], parts[1], test or parts[2])
+
+
+def _deal(groups: Sequence[list[int]], fractions: Sequence[float]) -> list[tuple[int, ...]]:
+    """Deal groups to parts in order; every part gets at least one."""
+    count = sum(map(len, groups))
     sizes = _sizes(count, fractions)
-    parts: tuple[list[int], ...] = ([], [], [])
-    for dealt, index in enumerate(sorted(range(count), key=rank), start=1):
+    parts: list[list[int]] = [[] for _ in fractions]
+    dealt = 0
+    for number, members in enumerate(groups):
+        dealt += len(members)
         # The part furthest behind its share comes next; over any run of episodes the parts stay in proportion.
-        behind = [sizes[part] * dealt / count - len(parts[part]) for part in range(3)]
-        parts[behind.index(max(behind))].append(index)
-    train, validation, test = (tuple(sorted(part)) for part in parts)
-    return Split(train, validation, test)
+        behind = [size * dealt / count - len(part) for size, part in zip(sizes, parts, strict=True)]
+        # Groups differ in size, so the last ones are kept for parts that are still empty.
+        empty = [index for index, part in enumerate(parts) if not part]
+        open_parts = empty if len(empty) >= len(groups) - number else range(len(parts))
+        parts[max(open_parts, key=behind.__getitem__)] += members
+    return [tuple(sorted(part)) for part in parts]
 
 
-def _sizes(count: int, fractions: tuple[float, float, float]) -> list[int]:
-    """Sizes of the three parts: largest remainders, at least one episode each."""
+def _too_few(groups: int, episodes: int, *, held_out: bool) -> str:
+    if held_out:
+        return f"a split needs at least 2 recordings that are not held out, found {groups}"
+    if groups == episodes:
+        return f"a split needs at least 3 episodes (train, validation and test), found {groups}; record more episodes"
+    return (
+        f"a split needs at least 3 recordings (train, validation and test), found {groups}, which {episodes} episodes "
+        "were cut from; a CALVIN folder with few play ranges can be opened with group_steps=512, say, which makes "
+        "several of each"
+    )
+
+
+def _sizes(count: int, fractions: Sequence[float]) -> list[int]:
+    """Sizes of the parts: largest remainders, at least one episode each."""
     sizes = [max(1, int(count * fraction)) for fraction in fractions]
     while sum(sizes) < count:
         remainders = [count * fraction - size for fraction, size in zip(fractions, sizes, strict=True)]

@@ -22,10 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from latentgym.artifacts import atomic_directory, content_key, disk_errors
 from latentgym.errors import CorruptDataError, LatentGymError, UnknownNameError
+from latentgym.trajectories.attachments import attachment_problems
+from latentgym.trajectories.dataset import CheckReport, Dataset
 from latentgym.trajectories.episode import ActionSpec, Episode, Provenance
 from latentgym.trajectories.episode_files import (
     OPTIONAL_ARRAYS,
@@ -35,30 +36,22 @@ from latentgym.trajectories.episode_files import (
     read_record,
     write_episode,
 )
+from latentgym.trajectories.formats.calvin import CalvinOptions, open_calvin
+from latentgym.trajectories.formats.calvin_index import is_calvin
 from latentgym.trajectories.header import HEADER_FILE, Header, read_header, write_header
+
+__all__ = ["Dataset", "RecordedDataset", "Store", "check_dataset", "create_store", "inspect_dataset", "open_dataset"]
 
 _EPISODES = "episodes"
 # A live writer's temporary folder is seconds old; one of this age belongs to a process that was killed.
 _STALE_S = 3600.0
 
 
-class Dataset:
-    """A recorded data set, opened by :func:`open_dataset`; episodes are read one by one, when asked for.
+class RecordedDataset(Dataset):
+    """A data set in the project's own format.
 
-    Attributes:
-        path: its folder.
-        key: hash over the determining metadata and the episodes' digests; equal for equal data.
-        env_id: id of the environment.
-        action_spec: meaning of the action's dimensions.
-        cameras: names of the cameras, the main one first.
-        control_hz: actions per second of simulated time.
-        horizon: steps after which an episode is truncated.
-        provenance: where the data came from.
-        settings: whatever else determines the data (image size, render quality …).
-        lengths: ``(N,)`` int64, number of actions T per episode.
-        policies: behaviour policy per episode.
-        seeds: reset seed per episode.
-        successes: ``(N,)`` bool, whether each episode ever succeeded.
+    Episodes whose ``info`` holds ``"group"`` or ``"held_out"`` were cut from one recording, or set aside for testing,
+    by whoever wrote them; the others are groups of their own.
     """
 
     def __init__(self, path: Path, header: Header, records: Sequence[EpisodeRecord]) -> None:
@@ -66,49 +59,32 @@ class Dataset:
         self.env_id = header.env_id
         self.action_spec = header.action_spec
         self.cameras = header.cameras
+        self.extras = records[0].extras
         self.control_hz = header.control_hz
         self.horizon = header.horizon
         self.provenance = header.provenance
         self.settings = header.settings
-        self.lengths: NDArray[np.int64] = np.array([record.length for record in records], np.int64)
+        self.lengths = np.array([record.length for record in records], np.int64)
         self.policies = tuple(record.policy for record in records)
         self.seeds = tuple(record.seed for record in records)
-        self.successes: NDArray[np.bool_] = np.array([record.success for record in records], np.bool_)
-        self.key = content_key({"data": header.determining(), "episodes": [record.digest for record in records]})
+        self.successes = np.array([record.success for record in records], np.bool_)
+        self.groups = tuple(str(record.info.get("group", index)) for index, record in enumerate(records))
+        self.held_out = tuple(bool(record.info.get("held_out", False)) for record in records)
+        self._key = content_key({"data": header.determining(), "episodes": [record.digest for record in records]})
         self._records = tuple(records)
 
-    def __len__(self) -> int:
-        """Number of episodes, N."""
-        return len(self._records)
-
-    def __repr__(self) -> str:
-        return f"Dataset({str(self.path)!r}, env_id={self.env_id!r}, episodes={len(self)}, key={self.key!r})"
-
-    def episode(self, index: int, cameras: Sequence[str] | None = None) -> Episode:
-        """Read one episode.
-
-        Args:
-            index: 0 … N - 1.
-            cameras: cameras to decode; all by default, ``()`` for none.
-
-        Raises:
-            CorruptDataError: if a file is missing, truncated or altered.
-            LatentGymError: if there is no such episode or camera.
-        """
-        record = self._record(index)
-        for camera in cameras or ():
-            if camera not in self.cameras:
-                raise UnknownNameError("camera", camera, self.cameras)
-        return read_episode(_folder(self.path, index), record, self.cameras if cameras is None else cameras)
+    @property
+    def key(self) -> str:
+        """Hash over the determining metadata and the episodes' digests."""
+        return self._key
 
     def episode_key(self, index: int) -> str:
-        """Hash of one episode's content."""
-        return self._record(index).digest
+        """Digest of one episode's record, which covers its files."""
+        self._check_index(index)
+        return self._records[index].digest
 
-    def _record(self, index: int) -> EpisodeRecord:
-        if not 0 <= index < len(self):
-            raise LatentGymError(f"{self.path}: expected an episode index from 0 to {len(self) - 1}, found {index}")
-        return self._records[index]
+    def _read(self, index: int, cameras: Sequence[str], extras: Sequence[str]) -> Episode:
+        return read_episode(_folder(self.path, index), self._records[index], cameras, extras)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,17 +197,21 @@ def create_store(
     return store
 
 
-def open_dataset(path: str | os.PathLike[str]) -> Dataset:
-    """Open a recorded data set; only the JSON records are read.
+def open_dataset(path: str | os.PathLike[str], **options: Any) -> Dataset:
+    """Open a recorded data set, or one in CALVIN's format; no episode is read.
 
     Args:
         path: its folder.
+        options: for a CALVIN folder, as in :func:`latentgym.trajectories.formats.calvin.open_calvin`.
 
     Raises:
         CorruptDataError: if it is no data set, or a record is damaged or disagrees with the others.
-        LatentGymError: if the recording was not finished, or was made by a newer version.
+        LatentGymError: if the recording was not finished, was made by a newer version, or has no such option.
     """
     root = Path(path)
+    if _is_calvin(root):
+        return open_calvin(root, **_calvin_options(options))
+    _check_no_options(root, options)
     header = read_header(root)
     count = _count(root, header.episodes)
     if count == 0:
@@ -242,23 +222,45 @@ def open_dataset(path: str | os.PathLike[str]) -> Dataset:
     for index, record in enumerate(records):
         if problem := _disagreement(record, records[0], header):
             raise CorruptDataError(f"{_folder(root, index)}: {problem}")
-    return Dataset(root, header, records)
+    return RecordedDataset(root, header, records)
 
 
-def check_dataset(path: str | os.PathLike[str], progress: Callable[[int, int], None] | None = None) -> list[str]:
-    """Read everything and list every problem at once; an empty list means that the data are sound.
+def check_dataset(
+    path: str | os.PathLike[str], progress: Callable[[int, int], None] | None = None, **options: Any
+) -> list[str]:
+    """The problems that :func:`inspect_dataset` finds; an empty list means that the data are sound."""
+    return inspect_dataset(path, progress, **options).problems
+
+
+def inspect_dataset(
+    path: str | os.PathLike[str], progress: Callable[[int, int], None] | None = None, **options: Any
+) -> CheckReport:
+    """Read everything, list every problem at once and say what is worth knowing of the data.
 
     Args:
         path: folder of the data set.
-        progress: called with (episodes checked, episodes in all) after each episode.
+        progress: called with (episodes checked, episodes in all) after each episode; steps for a CALVIN folder.
+        options: as in :func:`open_dataset`.
+
+    Raises:
+        LatentGymError: if there is no such option.
     """
     root = Path(path)
+    if _is_calvin(root):
+        from latentgym.trajectories.formats.calvin_check import check_calvin
+
+        return check_calvin(root, progress, **_calvin_options(options))
+    _check_no_options(root, options)
+    return CheckReport(_problems(root, progress))
+
+
+def _problems(root: Path, progress: Callable[[int, int], None] | None) -> list[str]:
     try:
         header = read_header(root)
     except LatentGymError as error:
         return [str(error)]
     count = _count(root, header.episodes)
-    problems = list(_foreign_entries(root, count))
+    problems = [*_foreign_entries(root, count), *attachment_problems(root, header.settings)]
     missing: list[int] = []
     first: EpisodeRecord | None = None
     for index in range(count):
@@ -271,12 +273,29 @@ def check_dataset(path: str | os.PathLike[str], progress: Callable[[int, int], N
                 first = first or record
                 if problem := _disagreement(record, first, header):
                     problems.append(f"{folder}: {problem}")
-                read_episode(folder, record, header.cameras).validate()
+                read_episode(folder, record, header.cameras, record.extras).validate()
             except LatentGymError as error:
                 problems.append(str(error))
         if progress is not None:
             progress(index + 1, count)
     return [*([_unfinished(root, header, missing, count)] if missing else []), *problems]
+
+
+def _is_calvin(root: Path) -> bool:
+    return not (root / HEADER_FILE).exists() and is_calvin(root)
+
+
+def _calvin_options(options: dict[str, Any]) -> dict[str, Any]:
+    known = [field.name for field in dataclasses.fields(CalvinOptions)]
+    for name in options:
+        if name not in known:
+            raise UnknownNameError("option of a CALVIN folder", name, known)
+    return options
+
+
+def _check_no_options(root: Path, options: dict[str, Any]) -> None:
+    if options:
+        raise LatentGymError(f"{root} is no CALVIN folder; the options {', '.join(options)} are for those only")
 
 
 def _folder(root: Path, index: int) -> Path:

@@ -1,0 +1,1 @@
+"""Data sets in other projects' formats, read where they lie: CALVIN."""
