@@ -1,8 +1,8 @@
 """One episode as a folder of standard files, with a record that says what they must hold.
 
 ``arrays.safetensors`` holds every array but the frames, ``<camera>.mov`` the frames of one camera, ``<extra>.npz`` one
-further array, ``episode.json`` the record: length, shapes, behaviour, seed, and size and SHA-256 of the other files. The
-record's own digest is the episode's identity.
+further array, ``episode.json`` the record: length, shapes, behaviour, seed, and size and SHA-256 of the other files.
+The record's own digest is the episode's identity.
 """
 
 from __future__ import annotations

@@ -114,6 +114,6 @@ def parse_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
         ValueError: if it is damaged, or too long to be parsed safely as a literal.
     """
     file = io.BytesIO(header)
-    if npy.read_magic(file) == (1, 0):
-        return npy.read_array_header_1_0(file)
-    return npy.read_array_header_2_0(file)
+    read = npy.read_array_header_1_0 if npy.read_magic(file) == (1, 0) else npy.read_array_header_2_0
+    shape, fortran, dtype = read(file)
+    return shape, fortran, dtype

@@ -17,6 +17,16 @@ from latentgym.trajectories.splits import Split, split_episodes
 class Episodes:
     policies: tuple[str, ...]
     seeds: tuple[int, ...]
+    labels: tuple[str, ...] = ()
+    set_aside: tuple[bool, ...] = ()
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        return self.labels or tuple(map(str, range(len(self.policies))))
+
+    @property
+    def held_out(self) -> tuple[bool, ...]:
+        return self.set_aside or (False,) * len(self.policies)
 
 
 POLICIES = st.lists(st.sampled_from(["expert", "noisy-expert", "random"]), min_size=3, max_size=120)
@@ -94,3 +104,37 @@ def test_an_episode_in_two_parts_is_refused():
 def test_split_of_a_recorded_data_set(recorded):
     split = split_episodes(open_dataset(recorded))
     assert sorted([*split.train, *split.validation, *split.test]) == [0, 1, 2, 3]
+
+
+GROUPS = st.lists(st.integers(1, 40), min_size=3, max_size=30)
+
+
+def grouped(sizes: list[int], held_out: int = 0) -> Episodes:
+    labels = tuple(f"range {group}" for group, size in enumerate(sizes) for _ in range(size))
+    aside = tuple(int(label.split()[1]) < held_out for label in labels)
+    return Episodes(("play",) * len(labels), tuple(range(len(labels))), labels, aside)
+
+
+@settings(max_examples=150, deadline=None)
+@given(GROUPS, st.integers(0, 5), FRACTIONS)
+def test_a_group_lies_in_one_part_and_no_part_is_empty(sizes, seed, fractions):
+    episodes = grouped(sizes)
+    split = split_episodes(episodes, seed=seed, fractions=fractions)
+    parts = (split.train, split.validation, split.test)
+    assert all(parts)
+    assert sorted(index for part in parts for index in part) == list(range(len(episodes.groups)))
+    of_part = [{episodes.groups[index] for index in part} for part in parts]
+    assert sum(map(len, of_part)) == len(sizes)
+
+
+def test_what_is_held_out_is_the_test_part():
+    split = split_episodes(grouped([5, 5, 5, 5, 5], held_out=1))
+    assert split.test == tuple(range(5))
+    assert set(split.train) | set(split.validation) == set(range(5, 25)) and len(split.validation) == 5
+
+
+def test_too_few_groups_is_one_clear_message():
+    with pytest.raises(LatentGymError, match="group_steps"):
+        split_episodes(grouped([50, 50]))
+    with pytest.raises(LatentGymError, match="not held out"):
+        split_episodes(grouped([5, 5], held_out=1))

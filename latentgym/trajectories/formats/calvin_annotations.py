@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -87,13 +88,13 @@ def read_annotations(folder: Path, ranges: Sequence[PlayRange], name: str = ANNO
         ]
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise CorruptDataError(
-            f"{path}: expected language/ann, language/task and info/indx of one length ({type(error).__name__}: {error})"
+            f"{path}: expected language/ann, language/task and info/indx of one length; {type(error).__name__}: {error}"
         ) from error
     for span in spans:
         if not any(play.first <= span.first < span.last <= play.last for play in ranges):
             raise CorruptDataError(
-                f"{path}: annotation {span.row} ({span.task}) spans the steps {span.first} to {span.last}, which lie in "
-                "no play range"
+                f"{path}: annotation {span.row} ({span.task}) spans the steps {span.first} to {span.last}, which lie "
+                "in no play range"
             )
     return Annotations(tuple(sorted(spans, key=lambda span: (span.first, span.row))), _embeddings(language, path))
 
@@ -120,6 +121,6 @@ def _embeddings(language: dict[str, Any], path: Path) -> NDArray[np.float32] | N
     if "emb" not in language:
         return None
     rows = np.asarray(language["emb"])
-    if rows.dtype.kind != "f" or len(rows) != len(language["ann"]):
+    if rows.dtype.kind != "f" or rows.ndim < 2 or len(rows) != len(language["ann"]):
         raise CorruptDataError(f"{path}: language/emb: expected one row of floats per sentence, found {rows.shape}")
-    return rows.reshape(len(rows), -1).astype(np.float32)
+    return rows.reshape(len(rows), math.prod(rows.shape[1:])).astype(np.float32)

@@ -106,10 +106,8 @@ def read_ranges(folder: Path, split: str = "") -> list[PlayRange]:
             raise CorruptDataError(f"{path}: the range {first} to {last} is not ascending")
         if following and following[0] <= last:
             raise CorruptDataError(f"{path}: the ranges {first} to {last} and {following[0]} to {following[1]} overlap")
-    scenes, digits = read_scenes(folder), _digits(folder, ranges[0][0])
-    found = [
-        PlayRange(folder, split, first, last, _scene_of(scenes, first, last, folder), digits) for first, last in ranges
-    ]
+    digits = _digits(folder, ranges[0][0])
+    found = [PlayRange(folder, split, first, last, "", digits) for first, last in ranges]
     for play in found:
         for step in (play.first, play.last):
             if not play.step_file(step).is_file():
@@ -117,7 +115,8 @@ def read_ranges(folder: Path, split: str = "") -> list[PlayRange]:
                     f"{path} lists the steps {play.first} to {play.last}, but {play.step_file(step).name} is missing; "
                     "the index and the step files belong to different data, or the download is not complete"
                 )
-    return found
+    scenes = read_scenes(folder)
+    return [dataclasses.replace(play, scene=_scene_of(scenes, play.first, play.last, folder)) for play in found]
 
 
 def read_scenes(folder: Path) -> dict[str, tuple[int, int]]:

@@ -1,8 +1,9 @@
 """Loading of ``.npy`` files that are pickles, with nothing in them executed.
 
 CALVIN keeps its annotations as pickled dictionaries in ``.npy`` files. A pickle is a program: it may name any function
-and call it. Here five names of NumPy's own are known, each stands for a small object of ours that rebuilds numeric
-arrays and checks what it is given, and everything else is refused. The result is made of plain containers only.
+and call it. Here a handful of names are known, each stands for a small object of ours that rebuilds numeric arrays
+(or bytes, or a set) and checks what it is given, and everything else is refused. The result is made of plain containers
+only.
 """
 
 from __future__ import annotations
@@ -125,11 +126,26 @@ def _encode(text: object, encoding: object = "latin1") -> bytes:
     return text.encode("latin1")
 
 
+def _empty_bytes() -> bytes:
+    """How Python 2's protocols write ``b""``."""
+    return b""
+
+
+def _set(items: object = ()) -> set[Any]:
+    """How the protocols before the fourth write a set."""
+    if not isinstance(items, list | tuple):
+        raise _Refused("a set that is not made of a list")
+    return set(items)
+
+
 _CORE = ("numpy.core", "numpy._core")
+_BUILTINS = ("builtins", "__builtin__")
 _NAMES = {
     ("numpy", "ndarray"): _Name(),
     ("numpy", "dtype"): _Name(lambda text=None, *_: _Dtype(text)),
     ("_codecs", "encode"): _Name(_encode),
+    **{(builtins, "bytes"): _Name(_empty_bytes) for builtins in _BUILTINS},
+    **{(builtins, "set"): _Name(_set) for builtins in _BUILTINS},
     **{(f"{core}.multiarray", "_reconstruct"): _Name(_empty_array) for core in _CORE},
     **{(f"{core}.multiarray", "scalar"): _Name(_scalar) for core in _CORE},
     **{(f"{core}.numeric", "_frombuffer"): _Name(_array_from_buffer) for core in _CORE},
