@@ -60,7 +60,7 @@ def test_reader(benchmark, folder, request_name, reader):
     def read() -> int:
         if reader == "numpy.load":
             return load_each(folder, names)
-        return read_ours(folder, names, 1 if "1 thread" == reader[6:] else cores)
+        return read_ours(folder, names, 1 if reader == "ours, 1 thread" else cores)
 
     steps = benchmark.pedantic(read, rounds=5, iterations=1, warmup_rounds=1)
     assert steps == 528

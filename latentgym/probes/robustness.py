@@ -213,7 +213,7 @@ class _Run:
 
     def stressed(self, stress: str) -> WindowFeatures:
         """Features of the test windows with their frames in another order; row t is the window at t."""
-        from latentgym.encoders.features import View, encode_windows, window_indices
+        from latentgym.encoders.features import View, encode_clips, window_indices
 
         view, encoder = View("clip", self.k), self.settings.encoder
         inside = window_indices(self.k + 1, view, encoder.spec.clip_length)[0]
@@ -223,7 +223,7 @@ class _Run:
             rng = numpy_generator(self.settings.seed, "stress", self.settings.dataset.seeds[index], index)
             order = start + _order(stress, len(start), self.k + 1, rng)
             single[index] = self.clean.single.episode(index)[order[:, 0]]
-            clip[index] = encode_windows(encoder, observed, order[:, inside], view)
+            clip[index] = encode_clips(encoder, observed[order[:, inside]], view)
         return WindowFeatures(_Rows(single), _Rows(clip))
 
     def add(self, features: WindowFeatures, predictor: Predictor, readout: str) -> dict[str, Scores]:

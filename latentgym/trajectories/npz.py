@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import io
 import math
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from latentgym.errors import CorruptDataError
@@ -101,7 +101,7 @@ def header_size(data: bytes, label: str) -> int:
         CorruptDataError: if ``data`` does not begin like a ``.npy`` file.
     """
     width = {b"\x01\x00": 2, b"\x02\x00": 4, b"\x03\x00": 4}.get(data[6:8], 0)
-    if data[:6] != npy.MAGIC_PREFIX or not width or len(data) < _PREAMBLE:
+    if data[:6] != b"\x93NUMPY" or not width or len(data) < _PREAMBLE:
         raise CorruptDataError(f"{label}: not a .npy file")
     return 8 + width + int.from_bytes(data[8 : 8 + width], "little")
 
@@ -114,6 +114,14 @@ def parse_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
         ValueError: if it is damaged, or too long to be parsed safely as a literal.
     """
     file = io.BytesIO(header)
-    read = npy.read_array_header_1_0 if npy.read_magic(file) == (1, 0) else npy.read_array_header_2_0
-    shape, fortran, dtype = read(file)
+    # NumPy's readers carry no annotations.
+    npy: Any = np.lib.format
+    try:
+        version = npy.read_magic(file)
+        read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+        shape, fortran, dtype = read(file)
+    # A header is a Python literal, and a damaged one fails in as many ways as Python's parser can.
+    except (SyntaxError, tokenize.TokenError, TypeError, AttributeError, OverflowError, MemoryError,
+            RecursionError) as error:  # fmt: skip
+        raise ValueError(str(error)) from error
     return shape, fortran, dtype

@@ -8,9 +8,10 @@ for byte.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -126,20 +127,19 @@ def _to_calvin(dataset: Dataset, out: Path, progress: Progress | None) -> None:
         )
     attachments = attachments_of(dataset.settings)
     _begin(out, dataset.key)
-    covered: set[tuple[str, int]] = set()
+    end: tuple[str, int] | None = None
     with ThreadPoolExecutor(default_workers()) as pool:
         for index in range(len(dataset)):
             episode = dataset.episode(index, extras=dataset.extras)
             split, first = str(episode.info["split"]), int(episode.info["first_step"])
             if split not in ("", *SPLITS):
                 raise LatentGymError(f"{dataset.path}: episode {index} has the unknown split {split!r}")
-            files = {}
-            for row in range(len(episode) + 1):
-                # Neighbouring episodes share a step.
-                if (split, first + row) not in covered:
-                    files[row] = out / split / f"episode_{first + row:0{int(details['digits'][split])}d}.npz"
-            covered = {(split, first + len(episode))}
-            list(pool.map(lambda item: _write_step(item[1], episode, item[0], details["members"]), files.items()))  # noqa: B023
+            # Neighbouring episodes share a step, which the first of them has written.
+            rows = range(end == (split, first), len(episode) + 1)
+            digits = int(details["digits"][split])
+            paths = [out / split / f"episode_{first + row:0{digits}d}.npz" for row in rows]
+            list(pool.map(functools.partial(_write_step, episode, details["members"]), rows, paths))
+            end = (split, first + len(episode))
             if progress is not None:
                 progress(index + 1, len(dataset))
     # The indices come last: a folder without them is no CALVIN folder yet.
@@ -148,7 +148,7 @@ def _to_calvin(dataset: Dataset, out: Path, progress: Progress | None) -> None:
     (out / MARKER).unlink()
 
 
-def _write_step(path: Path, episode: Episode, row: int, members: list[str]) -> None:
+def _write_step(episode: Episode, members: Sequence[str], row: int, path: Path) -> None:
     if not path.is_file():
         sources = {**episode.extras, **episode.frames}
         atomic_write(path, write_arrays({name: np.asarray(sources[name][row]) for name in members}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import pickle
 from pathlib import Path
@@ -47,7 +48,7 @@ def test_every_transition_lies_in_exactly_one_segment(shapes, most):
 def test_groups_of_one_range_lie_apart(length, group_steps):
     groups = cut_groups([PlayRange(Path(), "", 0, length, "")], group_steps)
     assert len({group.group for group in groups}) == len(groups)
-    assert all(later.first - group.last == GAP_STEPS for group, later in zip(groups, groups[1:], strict=False))
+    assert all(later.first - group.last == GAP_STEPS for group, later in itertools.pairwise(groups))
     assert all(group.length <= group_steps for group in groups)
     assert not groups or groups[-1].last == length
 

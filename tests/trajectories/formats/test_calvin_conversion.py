@@ -12,7 +12,6 @@ from latentgym.errors import CorruptDataError, LatentGymError
 from latentgym.trajectories import check_dataset, open_dataset, split_episodes
 from latentgym.trajectories.formats.calvin_conversion import MARKER, convert
 
-
 B = {"calvin_scene_B": [0, 41]}
 
 
