@@ -230,7 +230,7 @@ def train_policy(
         steps: gradient steps.
         history: latents that the policy sees, the first of an episode repeated on the left.
         hidden: widths of the hidden layers.
-        learning_rate: Adam's.
+        learning_rate: Adam's at the first step; it falls to zero along a cosine.
         batch_size: windows per step.
         components: principal components of the training latents that are kept, which makes training on wide latents
             several times cheaper; all features by default.

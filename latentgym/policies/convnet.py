@@ -175,7 +175,7 @@ def train_convnet_policy(
         history: frames that the policy sees, the first of an episode repeated on the left.
         image_size: side in pixels that frames are resized to.
         shift: largest random shift in pixels, one per window (DrQ, arXiv 2004.13649).
-        learning_rate: Adam's.
+        learning_rate: Adam's at the first step; it falls to zero along a cosine.
         batch_size: windows per step.
         device: where to train.
 

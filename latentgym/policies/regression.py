@@ -1,4 +1,4 @@
-"""The small regression that policy heads share: explicit seeds, Adam, a fixed number of steps, no early stopping."""
+"""The small regression that policy heads share: explicit seeds, Adam with cosine decay, a fixed number of steps."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def fit(
         rows: number of training rows, drawn without replacement within an epoch.
         steps: gradient steps.
         batch_size: rows per step; all rows where there are fewer.
-        learning_rate: Adam's.
+        learning_rate: Adam's at the first step; it falls to zero along a cosine.
         generator: CPU generator of the row order.
 
     Raises:
@@ -63,7 +63,9 @@ def fit(
     size, losses = min(batch_size, rows), []
     order = torch.empty(0, dtype=torch.int64)
     module.train()
-    for _ in range(steps):
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate * (1 + math.cos(math.pi * step / steps)) / 2
         if len(order) < size:
             order = torch.cat([order, torch.randperm(rows, generator=generator)])
         chosen, order = order[:size], order[size:]

@@ -84,7 +84,7 @@ class FidelitySettings(_Section):
 
 
 class PolicySettings(_Section):
-    """Behaviour cloning on frozen latents: optimiser steps, rows per step, frames of history, principal components.
+    """Behaviour cloning on frozen latents: steps, rows per step, learning rate, frames of history, components.
 
     Wide latents are projected onto the leading principal components of the training windows where ``components`` is
     given, which makes the heads about three times cheaper.
@@ -92,6 +92,7 @@ class PolicySettings(_Section):
 
     steps: int = Field(2000, ge=1)
     batch_size: int = Field(256, ge=1)
+    learning_rate: float = Field(1e-3, gt=0)
     history: int = Field(3, ge=1)
     components: int | None = Field(None, ge=1)
 
