@@ -2,7 +2,7 @@
 
 Source: Hafner, Yan, Lillicrap, *Dreamer 4*, arXiv 2509.24527, section 3.2. Backbone as there: pre-norm RMSNorm, rotary
 positions, SwiGLU, normalised queries and keys, register tokens, layers that attend within a frame and layers that
-attend causally over time. With two layers only, every second one attends over time instead of every fourth.
+attend causally over time. With four layers only, every second one attends over time instead of every fourth.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from latentgym.encoders.trunk import GRID
 K_MAX = 8
 LATENT_CHANNELS = 16
 MODEL_WIDTH = 64
-DEPTH = 2
+DEPTH = 4
 HEADS = 4
 REGISTERS = 2
 TIME_EVERY = 2
