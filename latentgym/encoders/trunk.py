@@ -18,6 +18,11 @@ _NORM_GROUPS = 8
 _MOTION_GAIN = 2.0
 
 
+def _layout() -> torch.memory_format:
+    """Channels last, which convolves a third faster, except in training: GroupNorm's CPU backward crashes on it."""
+    return torch.contiguous_format if torch.is_grad_enabled() else torch.channels_last
+
+
 class ConvBlock(nn.Module):
     """3 × 3 convolution, group normalisation and, unless it is the last block, a SiLU."""
 
@@ -29,8 +34,9 @@ class ConvBlock(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``(B, C, H, W)`` to ``(B, C', H / stride, W / stride)``."""
-        # GroupNorm's CPU backward crashes on channels-last input: the memory format must be the default one.
-        features: torch.Tensor = self.activation(self.norm(self.conv(x.contiguous()).contiguous()))
+        layout = _layout()
+        convolved = self.conv(x.contiguous(memory_format=layout)).contiguous(memory_format=layout)
+        features: torch.Tensor = self.activation(self.norm(convolved))
         return features
 
 
@@ -71,7 +77,8 @@ class Trunk(nn.Module):
         assert isinstance(block, ConvBlock)
         newer, motion = block.conv.weight.chunk(2, dim=1)
         weight = torch.cat([-_MOTION_GAIN * motion, newer + _MOTION_GAIN * motion], dim=1)
-        convolved = nn.functional.conv2d(stack.contiguous(), weight, stride=block.conv.stride, padding=1)
+        stack = stack.contiguous(memory_format=_layout())
+        convolved = nn.functional.conv2d(stack, weight, stride=block.conv.stride, padding=1)
         features: torch.Tensor = block.activation(block.norm(convolved))
         return features
 

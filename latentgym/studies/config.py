@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from latentgym.errors import LatentGymError, UnknownNameError
+from latentgym.probes.inverse_dynamics import CONTROLS, DEFAULT_CONTROLS
 
 
 class _Section(BaseModel):
@@ -66,7 +67,7 @@ class PretrainingSettings(_Section):
 
 
 class ProbeSettings(_Section):
-    """Offline probes: horizons in steps, ridge folds, MLP settings, bootstrap replicates."""
+    """Offline probes: horizons in steps, ridge folds, MLP settings, replicates, controls of final checkpoints."""
 
     horizons: tuple[int, ...] = (1, 4)
     folds: int = Field(5, ge=2)
@@ -74,6 +75,7 @@ class ProbeSettings(_Section):
     mlp_steps: int = Field(3000, ge=1)
     mlp_seeds: int = Field(3, ge=1)
     replicates: int = Field(1000, ge=10)
+    controls: tuple[str, ...] = DEFAULT_CONTROLS
 
 
 class FidelitySettings(_Section):
@@ -87,13 +89,16 @@ class PolicySettings(_Section):
     """Behaviour cloning on frozen latents: steps, rows per step, learning rate, frames of history, components.
 
     Wide latents are projected onto the leading principal components of the training windows where ``components`` is
-    given, which makes the heads about three times cheaper.
+    given, which makes the heads about three times cheaper. The head on the simulator's ``state``, which holds every
+    velocity, sees ``state_history`` frames: a policy with more history than it needs learns to continue what it did
+    (de Haan et al., Causal confusion in imitation learning, arXiv 1905.11979).
     """
 
     steps: int = Field(2000, ge=1)
     batch_size: int = Field(256, ge=1)
     learning_rate: float = Field(1e-3, gt=0)
     history: int = Field(3, ge=1)
+    state_history: int = Field(1, ge=1)
     components: int | None = Field(None, ge=1)
 
 
@@ -154,12 +159,13 @@ class StudyConfig(_Section):
             if name not in OBJECTIVES:
                 raise UnknownNameError("pretraining objective", name, OBJECTIVES)
         for role, names, known in (
-            ("floor", self.floors, ("random", "pixels")),
-            ("reference", self.references, ("proprio", "state")),
+            ("control", self.probe.controls, CONTROLS),
+            ("floor encoder", self.floors, ("random", "pixels")),
+            ("reference encoder", self.references, ("proprio", "state")),
         ):
             for name in names:
                 if name not in known:
-                    raise UnknownNameError(f"{role} encoder", name, known)
+                    raise UnknownNameError(role, name, known)
         return self
 
 

@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from latentgym.probes.inverse_dynamics import CONTROLS
 from latentgym.studies.config import StudyConfig, Suite
 from latentgym.studies.engine import Cell
 
@@ -173,7 +172,7 @@ def _offline_cell(config: StudyConfig, suite: Suite, env: str, data: Cell, use: 
         "encoder": use.params,
         "seed": config.seed,
         **_probe_params(config, use),
-        "policy": config.policy.model_dump(),
+        "policy": _policy_params(config, use),
         "policy_seeds": list(_policy_seeds(suite, use)),
         "demonstrations": suite.demonstrations,
     }
@@ -183,9 +182,17 @@ def _offline_cell(config: StudyConfig, suite: Suite, env: str, data: Cell, use: 
 def _probe_params(config: StudyConfig, use: EncoderUse) -> dict[str, Any]:
     """Intermediate checkpoints are points of a learning curve: without the MLP, and without controls."""
     settings = config.probe.model_dump(mode="json")
+    controls = settings.pop("controls")
     if use.checkpoint is None:
-        return {"probe": settings, "controls": list(CONTROLS)}
+        return {"probe": settings, "controls": controls}
     return {"probe": {**settings, "mlp_horizons": []}, "controls": []}
+
+
+def _policy_params(config: StudyConfig, use: EncoderUse) -> dict[str, Any]:
+    """Equal heads for every encoder, save the history of the one that reads the simulator's state."""
+    settings = config.policy.model_dump()
+    state_history = settings.pop("state_history")
+    return {**settings, "history": state_history} if use.source == "state" else settings
 
 
 def _floors_cell(config: StudyConfig, env: str, data: Cell) -> Cell:
