@@ -15,7 +15,8 @@ import dataclasses
 import hashlib
 import itertools
 import warnings
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,7 @@ from safetensors.numpy import save
 
 from latentgym.artifacts import atomic_write, content_key, read_json, write_json
 from latentgym.encoders.contract import Encoder, EncoderSpec
-from latentgym.encoders.features import View, canonical_view, encode_episodes, encode_view, row_count
+from latentgym.encoders.features import View, canonical_view, encode_episodes_layers, encode_view, row_count
 from latentgym.errors import CorruptDataError, LatentGymError
 
 if TYPE_CHECKING:
@@ -122,10 +123,24 @@ class _Shard:
     rows: int
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Plan:
+    """Shards of one encoder's features, their width, rows per episode, and how they are read."""
+
+    shards: tuple[_Shard, ...]
+    dim: int
+    rows: NDArray[np.int64]
+    drop: int
+    blocks: int
+    view: View
+    pooling: str
+
+
 class FeatureCache:
     """Content-addressed features on disk.
 
-    A killed run loses at most the shard that it was writing. Memory stays at one shard whatever the data set's length.
+    A killed run loses at most the shard that it was writing (per layer). Memory stays at one shard per layer, whatever
+    the data set's length.
     Views that an encoder cannot tell apart (see :func:`latentgym.encoders.features.canonical_view`) share their files.
     Several processes may use one folder: equal keys mean equal bytes, and files appear by rename.
 
@@ -162,6 +177,59 @@ class FeatureCache:
         Raises:
             LatentGymError: if the data set has no camera for a pixel encoder, or an encoding fails.
         """
+        return self.get_layers(dataset, (encoder,), view, pooling=pooling, progress=progress)[0]
+
+    def get_layers(
+        self,
+        dataset: Dataset,
+        encoders: Sequence[Encoder],
+        view: View,
+        *,
+        pooling: str | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> list[Features]:
+        """Features of one encoder at several layers, from one pass over what is missing; otherwise as :meth:`get`.
+
+        Args:
+            dataset: the data set.
+            encoders: the encoder at each layer, from :func:`latentgym.encoders.registry.at_layers`.
+            view: what each row may see.
+            pooling: see :func:`latentgym.encoders.features.pool`; the encoder's default if left out.
+            progress: called with (episodes done, episodes in all) after each shard of the first layer.
+        """
+        plans = [self._plan(dataset, encoder, view, pooling) for encoder in encoders]
+        if len({plan.pooling for plan in plans}) > 1:
+            return [self.get(dataset, encoder, view, pooling=pooling) for encoder in encoders]
+        self._fill(dataset, encoders, plans, progress)
+        return [Features(plan.shards, plan.dim, plan.rows, plan.drop, plan.blocks) for plan in plans]
+
+    def _fill(
+        self,
+        dataset: Dataset,
+        encoders: Sequence[Encoder],
+        plans: Sequence[_Plan],
+        progress: Callable[[int, int], None] | None,
+    ) -> None:
+        """Encode what is missing, each episode once for all layers that miss anything."""
+        missing = [deque(shard for shard in plan.shards if not self._is_intact(shard, plan.dim)) for plan in plans]
+        wanted = [number for number, shards in enumerate(missing) if shards]
+        episodes = sorted({index for shards in missing for shard in shards for index in range(shard.start, shard.stop)})
+        encoded = _encode(dataset, encoders[0], episodes, plans[0], [encoders[number].spec.layer for number in wanted])
+        needed, ends = set(episodes), {shard.stop for shard in plans[0].shards}
+        parts: list[list[NDArray[np.float32]]] = [[] for _ in plans]
+        for index in range(len(plans[0].rows)):
+            for number, rows in zip(wanted, next(encoded), strict=True) if index in needed else ():
+                if not missing[number] or index < missing[number][0].start:
+                    continue
+                parts[number].append(rows)
+                if index + 1 == missing[number][0].stop:
+                    _write_shard(missing[number].popleft(), parts[number])
+                    parts[number] = []
+            if progress is not None and index + 1 in ends:
+                progress(index + 1, len(plans[0].rows))
+
+    def _plan(self, dataset: Dataset, encoder: Encoder, view: View, pooling: str | None) -> _Plan:
+        """Where the features of one encoder are or will be, and their width."""
         if encoder.spec.modality == "pixels" and not dataset.cameras:
             raise LatentGymError(f"{dataset.path} was recorded without cameras; {encoder.spec.name!r} reads pixels")
         pooling = pooling or encoder.spec.pooling
@@ -176,13 +244,8 @@ class FeatureCache:
             description = {"dim": dim, "dataset": dataset.key, "encoder": encoder.spec, "view": stored}
             write_json(folder / "index.json", {**description, "pooling": pooling, "format": FORMAT_VERSION})
         rows = np.array([row_count(int(length) + 1, stored) for length in dataset.lengths], np.int64)
-        shards = _plan(folder, rows, dim, self.shard_bytes)
-        for shard in shards:
-            if not self._is_intact(shard, dim):
-                _write_shard(shard, _encode(dataset, encoder, shard, stored, pooling))
-            if progress is not None:
-                progress(shard.stop, len(rows))
-        return Features(shards, dim, rows, drop, blocks)
+        shards = _shards(folder, rows, dim, self.shard_bytes)
+        return _Plan(tuple(shards), dim, rows, drop, blocks, stored, pooling)
 
     def _is_intact(self, shard: _Shard, dim: int) -> bool:
         """Whether the shard is there and whole; each file is hashed once per cache object."""
@@ -217,7 +280,7 @@ def _cells_of_mean(spec: EncoderSpec) -> int:
     return int(side) ** 2
 
 
-def _plan(folder: Path, rows: NDArray[np.int64], dim: int, shard_bytes: int) -> list[_Shard]:
+def _shards(folder: Path, rows: NDArray[np.int64], dim: int, shard_bytes: int) -> list[_Shard]:
     """Whole episodes in order, each shard filled up to ``shard_bytes``."""
     limit = max(1, shard_bytes // (4 * max(1, dim)))
     bounds, filled = [0], 0
@@ -233,14 +296,18 @@ def _plan(folder: Path, rows: NDArray[np.int64], dim: int, shard_bytes: int) -> 
     ]
 
 
-def _encode(dataset: Dataset, encoder: Encoder, shard: _Shard, view: View, pooling: str) -> list[NDArray[np.float32]]:
-    observations = (_observations(dataset, encoder, index) for index in range(shard.start, shard.stop))
-    parts: list[NDArray[np.float32]] = []
+def _encode(
+    dataset: Dataset, encoder: Encoder, episodes: Sequence[int], plan: _Plan, layers: Sequence[int]
+) -> Iterator[list[NDArray[np.float32]]]:
+    """Rows of one episode after the other, per layer."""
+    observations = (_observations(dataset, encoder, index) for index in episodes)
+    done = 0
     try:
-        parts.extend(encode_episodes(encoder, observations, view, pooling=pooling))
+        for rows in encode_episodes_layers(encoder, observations, plan.view, layers, pooling=plan.pooling):
+            yield rows
+            done += 1
     except LatentGymError as error:
-        raise type(error)(f"{dataset.path}, from episode {shard.start + len(parts)} on: {error}") from error
-    return parts
+        raise type(error)(f"{dataset.path}, from episode {episodes[done]} on: {error}") from error
 
 
 def _observations(dataset: Dataset, encoder: Encoder, index: int) -> NDArray[Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -128,11 +129,23 @@ class Encoder(abc.ABC):
             LatentGymError: on a wrong shape or dtype, or if a latent is not finite.
         """
         layer = self.spec.layer if layer is None else layer
-        latents = self.forward(self.prepare(torch.as_tensor(clip)), layer)
-        if latents.tokens.ndim != 4 or latents.tokens.shape[0] != len(clip):
+        return self._checked(self.forward(self.prepare(torch.as_tensor(clip)), layer), len(clip))
+
+    @torch.inference_mode()
+    def encode_layers(self, clip: NDArray[np.generic] | torch.Tensor, layers: Sequence[int]) -> list[Latents]:
+        """Encode clips once and read several blocks; arguments and errors as in :meth:`encode`."""
+        found = self.forward_layers(self.prepare(torch.as_tensor(clip)), layers)
+        return [self._checked(latents, len(clip)) for latents in found]
+
+    def forward_layers(self, clip: torch.Tensor, layers: Sequence[int]) -> list[Latents]:
+        """Latents of several blocks, by one pass each; a subclass that can read them in one pass overrides this."""
+        return [self.forward(clip, layer) for layer in layers]
+
+    def _checked(self, latents: Latents, count: int) -> Latents:
+        if latents.tokens.ndim != 4 or latents.tokens.shape[0] != count:
             raise LatentGymError(
                 f"encoder {self.spec.name!r} returned tokens of shape {tuple(latents.tokens.shape)}; "
-                f"expected ({len(clip)}, T', N, D)"
+                f"expected ({count}, T', N, D)"
             )
         if not torch.isfinite(latents.tokens).all():
             raise LatentGymError(

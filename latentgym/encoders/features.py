@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -170,24 +170,42 @@ def encode_clips(
     Returns:
         ``(n, F)`` float32.
     """
+    layers = (encoder.spec.layer,)
+    return encode_clips_layers(encoder, clips, view, layers, pooling=pooling, batch_size=batch_size)[0]
+
+
+def encode_clips_layers(
+    encoder: Encoder,
+    clips: NDArray[Any],
+    view: View,
+    layers: Sequence[int],
+    *,
+    pooling: str | None = None,
+    batch_size: int | None = None,
+) -> list[NDArray[np.float32]]:
+    """Features of clips at several blocks, from one pass; arguments as in :func:`encode_clips`.
+
+    Returns:
+        ``(n, F)`` float32 per layer.
+    """
     pooling = pooling or encoder.spec.pooling
     batch_size = batch_size or default_batch_size(encoder)
-    rows = []
+    rows: list[list[NDArray[np.float32]]] = [[] for _ in layers]
     for start in range(0, len(clips), batch_size):
         batch = clips[start : start + batch_size]
         count = len(batch)
         if count < batch_size:
             batch = np.concatenate([batch, np.repeat(batch[-1:], batch_size - count, axis=0)])
-        latents = encoder.encode(batch)
-        grid = encoder.spec.grid if latents.tokens.shape[2] > 1 else None
-        pooled = pool(latents, pooling, grid=grid)[:count]
-        if view.kind == "causal":
-            features = pooled[:, -1]
-        else:
-            # Tokens of all times stay apart: a readout of tokens finds out itself which time matters.
-            features = pooled.flatten(1) if pooling == "tokens" else pooled.mean(dim=1)
-        rows.append(features.float().cpu().numpy())
-    return np.concatenate(rows)
+        for kept, latents in zip(rows, encoder.encode_layers(batch, layers), strict=True):
+            grid = encoder.spec.grid if latents.tokens.shape[2] > 1 else None
+            pooled = pool(latents, pooling, grid=grid)[:count]
+            if view.kind == "causal":
+                features = pooled[:, -1]
+            else:
+                # Tokens of all times stay apart: a readout of tokens finds out itself which time matters.
+                features = pooled.flatten(1) if pooling == "tokens" else pooled.mean(dim=1)
+            kept.append(features.float().cpu().numpy())
+    return [np.concatenate(parts) for parts in rows]
 
 
 def encode_episodes(
@@ -213,14 +231,33 @@ def encode_episodes(
     Raises:
         LatentGymError: as :func:`encode_view`.
     """
+    layers = (encoder.spec.layer,)
+    for (features,) in encode_episodes_layers(encoder, episodes, view, layers, pooling=pooling, batch_size=batch_size):
+        yield features
+
+
+def encode_episodes_layers(
+    encoder: Encoder,
+    episodes: Iterable[NDArray[Any]],
+    view: View,
+    layers: Sequence[int],
+    *,
+    pooling: str | None = None,
+    batch_size: int | None = None,
+) -> Iterator[list[NDArray[np.float32]]]:
+    """Features of one episode after the other at several blocks, from one pass; otherwise :func:`encode_episodes`.
+
+    Yields:
+        ``(n, F)`` float32 per layer, for each episode.
+    """
     stored, drop = canonical_view(view, encoder.spec)
     batch_size = batch_size or default_batch_size(encoder)
     counts: deque[int] = deque()
     waiting: list[NDArray[Any]] = []
-    encoded: list[NDArray[np.float32]] = []
+    encoded: list[list[NDArray[np.float32]]] = []
 
-    def encode(clips: NDArray[Any]) -> None:
-        encoded.append(encode_clips(encoder, clips, stored, pooling=pooling, batch_size=batch_size))
+    def encode(clips: NDArray[Any], size: int) -> list[NDArray[np.float32]]:
+        return encode_clips_layers(encoder, clips, stored, layers, pooling=pooling, batch_size=size)
 
     for observations in episodes:
         if len(observations) == 0:
@@ -231,27 +268,27 @@ def encode_episodes(
         if sum(map(len, waiting)) >= batch_size:
             clips = np.concatenate(waiting)
             whole = len(clips) // batch_size * batch_size
-            encode(clips[:whole])
+            encoded.append(encode(clips[:whole], batch_size))
             waiting = [clips[whole:]]
         yield from _finished(counts, encoded)
     if counts:
         rest = np.concatenate(waiting)
         if len(rest):
-            encode(rest)
+            encoded.append(encode(rest, batch_size))
         if not encoded:
             # No episode has a row, but the width is only known from a pass.
             clip = np.repeat(observations[:1], encoder.spec.clip_length, axis=0)
-            encoded.append(encode_clips(encoder, clip[None], stored, pooling=pooling, batch_size=1)[:0])
+            encoded.append([rows[:0] for rows in encode(clip[None], 1)])
         yield from _finished(counts, encoded)
 
 
-def _finished(counts: deque[int], encoded: list[NDArray[np.float32]]) -> Iterator[NDArray[np.float32]]:
+def _finished(counts: deque[int], encoded: list[list[NDArray[np.float32]]]) -> Iterator[list[NDArray[np.float32]]]:
     """Take whole episodes off the front of what is encoded, as long as there are any."""
-    while counts and encoded and sum(map(len, encoded)) >= counts[0]:
-        rows = np.concatenate(encoded)
+    while counts and encoded and sum(len(part[0]) for part in encoded) >= counts[0]:
         count = counts.popleft()
-        encoded[:] = [rows[count:]]
-        yield rows[:count]
+        rows = [np.concatenate(parts) for parts in zip(*encoded, strict=True)]
+        encoded[:] = [[layer[count:] for layer in rows]]
+        yield [layer[:count] for layer in rows]
 
 
 def encode_view(

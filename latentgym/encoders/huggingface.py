@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,16 +83,22 @@ class HuggingFaceEncoder(FrozenEncoder):
 
     def forward(self, clip: torch.Tensor, layer: int) -> Latents:
         """Tokens of ``(B, T, 3, S, S)``; image models take any T, video models ``spec.clip_length``."""
+        return self.forward_layers(clip, (layer,))[0]
+
+    def forward_layers(self, clip: torch.Tensor, layers: Sequence[int]) -> list[Latents]:
+        """Tokens of several blocks in one pass."""
         batch, time = clip.shape[:2]
         clip = clip.to(self.dtype)
         if self.spec.clip_length == 1:
-            output = self._block_output(clip.flatten(0, 1), layer)
+            clip = clip.flatten(0, 1)
         elif time != self.spec.clip_length:
             raise LatentGymError(
                 f"encoder {self.spec.name!r}: expected clips of {self.spec.clip_length} frames, found {time}"
             )
-        else:
-            output = self._block_output(clip, layer)
+        outputs = self._block_outputs(clip, layers)
+        return [self._latents(output, batch, time, layer) for layer, output in zip(layers, outputs, strict=True)]
+
+    def _latents(self, output: torch.Tensor, batch: int, time: int, layer: int) -> Latents:
         # Images come as (B T, N, D), videos as (B, T' N, D), token time first: both are (B, T', N, D) in memory.
         output = output.reshape(batch, time // self.spec.tubelet, -1, output.shape[-1])
         output = output.float()
@@ -99,22 +106,21 @@ class HuggingFaceEncoder(FrozenEncoder):
         times = torch.arange(1, output.shape[1] + 1) * self.spec.tubelet - 1
         return Latents(output[:, :, self.prefix_tokens :], times, layer, prefix)
 
-    def _block_output(self, pixels: torch.Tensor, layer: int) -> torch.Tensor:
-        if layer in (-1, self.spec.layers - 1):
-            last: torch.Tensor = self.model(pixels).last_hidden_state
-            return last
+    def _block_outputs(self, pixels: torch.Tensor, layers: Sequence[int]) -> list[torch.Tensor]:
         blocks: Any = getattr(self.model, "encoder", self.model).layer
-        outputs: list[torch.Tensor] = []
+        outputs: dict[int, torch.Tensor] = {}
 
-        def keep(_module: torch.nn.Module, _args: object, output: Any) -> None:
-            outputs.append(output[0] if isinstance(output, tuple) else output)
+        def keep(layer: int, _module: torch.nn.Module, _args: object, output: Any) -> None:
+            outputs[layer] = output[0] if isinstance(output, tuple) else output
 
-        handle = blocks[layer].register_forward_hook(keep)
+        inner = {layer for layer in layers if layer not in (-1, self.spec.layers - 1)}
+        handles = [blocks[layer].register_forward_hook(functools.partial(keep, layer)) for layer in inner]
         try:
-            self.model(pixels)
+            last: torch.Tensor = self.model(pixels).last_hidden_state
         finally:
-            handle.remove()
-        return outputs[0]
+            for handle in handles:
+                handle.remove()
+        return [outputs[layer] if layer in inner else last for layer in layers]
 
 
 def load_folder(folder: Path, *, image_size: int | None = None, source: str = "", revision: str = "") -> FrozenEncoder:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 
 from latentgym.encoders.baselines import PixelEncoder, VectorEncoder
-from latentgym.encoders.contract import Encoder
+from latentgym.encoders.contract import Encoder, EncoderSpec
 from latentgym.encoders.frozen import FrozenEncoder
 from latentgym.errors import LatentGymError, UnknownNameError
 
@@ -199,18 +200,45 @@ def _set_dtype(encoder: Encoder, dtype: str) -> None:
 
 
 def _at_layer(encoder: Encoder, layer: int) -> Encoder:
-    """Make ``layer`` the default and correct the spec's width and grid, which may differ between blocks."""
-    spec = encoder.spec
-    if not -1 <= layer < spec.layers:
-        raise LatentGymError(f"encoder {spec.name!r} has layers 0 … {spec.layers - 1} (-1 is the last), not {layer}")
-    if layer in (-1, spec.layers - 1):
-        return encoder
-    side = max(1, spec.image_size)
-    tokens = encoder.encode(np.zeros((1, spec.clip_length, side, side, 3), np.uint8), layer).tokens
-    count, rows = tokens.shape[2], round(tokens.shape[2] ** 0.5)
-    grid = (rows, rows) if rows * rows == count else spec.grid
-    encoder.spec = dataclasses.replace(spec, layer=layer, embed_dim=tokens.shape[-1], grid=grid)
+    (encoder.spec,) = layer_specs(encoder, (layer,))
     return encoder
+
+
+def at_layers(encoder: Encoder, layers: Sequence[int]) -> list[Encoder]:
+    """The same encoder read at each of ``layers``; weights are shared.
+
+    Raises:
+        LatentGymError: if there is no such layer.
+    """
+    encoders = []
+    for spec in layer_specs(encoder, layers):
+        encoders.append(copy.copy(encoder))
+        encoders[-1].spec = spec
+    return encoders
+
+
+def layer_specs(encoder: Encoder, layers: Sequence[int]) -> list[EncoderSpec]:
+    """The spec at each of ``layers``: width and grid may differ between blocks; the last is the encoder's own."""
+    spec = dataclasses.replace(encoder.spec)
+    for layer in layers:
+        if not -1 <= layer < spec.layers:
+            raise LatentGymError(
+                f"encoder {spec.name!r} has layers 0 … {spec.layers - 1} (-1 is the last), not {layer}"
+            )
+    inner = [layer for layer in dict.fromkeys(layers) if layer not in (-1, spec.layers - 1)]
+    if not inner:
+        return [spec for _ in layers]
+    if spec.modality != "pixels":
+        # The width depends on the data, so that no layer's is known in advance.
+        return [dataclasses.replace(spec, layer=layer) if layer in inner else spec for layer in layers]
+    side, specs = max(1, spec.image_size), {}
+    blank = np.zeros((1, spec.clip_length, side, side, 3), np.uint8)
+    for layer, latents in zip(inner, encoder.encode_layers(blank, inner), strict=True):
+        count, rows = latents.tokens.shape[2], round(latents.tokens.shape[2] ** 0.5)
+        grid = (rows, rows) if rows * rows == count else spec.grid
+        width = latents.tokens.shape[-1]
+        specs[layer] = dataclasses.replace(spec, layer=layer, embed_dim=width, grid=grid)
+    return [specs.get(layer, spec) for layer in layers]
 
 
 def _no_argument(name: str, argument: str) -> None:
@@ -247,6 +275,16 @@ def _random(argument: str, *, image_size: int | None) -> Encoder:
     if argument and not argument.isdecimal():
         raise LatentGymError(f"encoder 'random:<seed>': the seed must be a whole number, found {argument!r}")
     return random_small(int(argument or 0))
+
+
+@register_encoder("twin")
+def _twin(argument: str, *, image_size: int | None) -> Encoder:
+    """Any encoder with random weights in place of its own: ``twin:<source>``."""
+    from latentgym.encoders.twin import random_twin
+
+    if not argument:
+        raise LatentGymError("encoder 'twin' needs an encoder: twin:<source>, such as twin:<folder>")
+    return random_twin(_open(argument, image_size))
 
 
 @register_encoder("timm")

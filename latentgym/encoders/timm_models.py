@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import pickle
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,28 +55,41 @@ class TimmEncoder(FrozenEncoder):
 
     def forward(self, clip: torch.Tensor, layer: int) -> Latents:
         """Tokens of ``(B, T, 3, S, S)``, T' = T."""
+        return self.forward_layers(clip, (layer,))[0]
+
+    def forward_layers(self, clip: torch.Tensor, layers: Sequence[int]) -> list[Latents]:
+        """Tokens of several blocks: one pass for the inner ones and one for the model's own output."""
         batch, time = clip.shape[:2]
         frames = clip.flatten(0, 1).to(self.dtype)
         model: Any = self.model
-        if layer in (-1, self.spec.layers - 1):
-            tokens, prefix, _ = self._read(model.forward_features(frames))
-        else:
-            tokens, prefix = self._intermediate(frames, layer)
-        return Latents(
-            tokens.float().reshape(batch, time, *tokens.shape[1:]),
-            torch.arange(time),
-            layer,
-            None if prefix is None else prefix.float().reshape(batch, time, *prefix.shape[1:]),
-        )
+        inner = sorted({layer for layer in layers if layer not in (-1, self.spec.layers - 1)})
+        read = dict(zip(inner, self._intermediates(frames, inner), strict=True)) if inner else {}
+        if len(inner) < len({*layers}):
+            last = self._read(model.forward_features(frames))[:2]
+            read |= {layer: last for layer in layers if layer not in inner}
+        found = []
+        for layer in layers:
+            tokens, prefix = read[layer]
+            found.append(
+                Latents(
+                    tokens.float().reshape(batch, time, *tokens.shape[1:]),
+                    torch.arange(time),
+                    layer,
+                    None if prefix is None else prefix.float().reshape(batch, time, *prefix.shape[1:]),
+                )
+            )
+        return found
 
-    def _intermediate(self, frames: torch.Tensor, layer: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def _intermediates(
+        self, frames: torch.Tensor, layers: Sequence[int]
+    ) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
         model: Any = self.model
         options = {"return_prefix_tokens": True} if self._prefix_tokens else {}
-        output = model.forward_intermediates(
-            frames, indices=[layer], stop_early=True, intermediates_only=True, output_fmt="NCHW", **options
-        )[0]
-        maps, prefix = output if isinstance(output, tuple | list) else (output, None)
-        return maps.flatten(2).transpose(1, 2), prefix
+        outputs = model.forward_intermediates(
+            frames, indices=list(layers), stop_early=True, intermediates_only=True, output_fmt="NCHW", **options
+        )
+        pairs = [output if isinstance(output, tuple | list) else (output, None) for output in outputs]
+        return [(maps.flatten(2).transpose(1, 2), prefix) for maps, prefix in pairs]
 
     def _read(self, output: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, tuple[int, int]]:
         """Patch tokens ``(B, N, D)``, prefix tokens and grid of what ``forward_features`` returns."""
