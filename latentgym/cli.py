@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 from rich.console import Console
@@ -13,6 +14,7 @@ from rich.table import Table
 from typer.exceptions import TyperException
 
 from latentgym.errors import LatentGymError
+from latentgym.results import Row
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C."""
@@ -207,11 +209,17 @@ def probe(
     encoder: Annotated[list[str], typer.Option("--encoder", help="Name, folder or hub id; repeatable.")],
     seed: Seed = 0,
     horizon: Annotated[list[int], typer.Option(help="Horizon k in steps; repeatable.")] = [1, 4],  # noqa: B006
-    readout: Annotated[list[str], typer.Option(help="ridge, ridge_mean or mlp; repeatable.")] = [  # noqa: B006
-        "ridge",
-        "ridge_mean",
-        "mlp",
+    readout: Annotated[
+        list[str], typer.Option(help="ridge, ridge_mean, mlp, attentive or transformer; repeatable.")
+    ] = ["ridge", "ridge_mean", "mlp"],  # noqa: B006
+    input: Annotated[list[str], typer.Option(help="pair, difference, single or window; repeatable.")] = [  # noqa: B006
+        "pair",
+        "single",
     ],
+    target: Annotated[list[str], typer.Option(help="mean, first or chunk; repeatable.")] = ["mean", "first"],  # noqa: B006
+    description_length: Annotated[
+        bool, typer.Option("--description-length", help="Add code lengths and the sample-efficiency curve.")
+    ] = False,
     cache: Annotated[Path | None, typer.Option(help="Feature cache to use and fill.")] = None,
     data_option: DataOption = [],  # noqa: B006
     as_json: Json = False,
@@ -229,15 +237,89 @@ def probe(
     floors = [name for name in ("random", "pixels", "proprio", "state") if name not in encoder]
     for source in [*encoder, *floors]:
         result = run_probe(
-            dataset, load_encoder(source), **settings, readouts=tuple(readout), seed=seed, cache=features
+            dataset,
+            load_encoder(source),
+            **settings,
+            readouts=tuple(readout),
+            inputs=cast(Any, tuple(input)),
+            targets=tuple(target),
+            description_length=description_length,
+            seed=seed,
+            cache=features,
         )
         rows += result.rows
+    _print_rows(str(data), rows, as_json)
+
+
+def _print_rows(title: str, rows: Sequence[Row], as_json: bool) -> None:
+    """Every row as JSON, or the macro means as a table."""
     if as_json:
         _print_json([row.to_dict() for row in rows])
         return
     shown = [row.to_dict() for row in rows if row.dimension == "macro"]
     columns = ["encoder", "family", "metric", "readout", "input", "k", "subset", "value", "low", "high", "n"]
-    _print_table(str(data), shown, columns)
+    extra = [name for name in ("layer", "condition") if any(row[name] is not None for row in shown)]
+    _print_table(title, shown, columns[:3] + extra + columns[3:])
+
+
+@app.command()
+def layers(
+    data: Data,
+    encoder: Annotated[list[str], typer.Option("--encoder", help="Name, folder or hub id; repeatable.")],
+    plot: Annotated[Path | None, typer.Option(help="HTML file for the depth profile.")] = None,
+    seed: Seed = 0,
+    horizon: Annotated[int, typer.Option(min=1, help="Horizon k in steps.")] = 1,
+    cache: Annotated[Path | None, typer.Option(help="Feature cache to use and fill.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Probe every block of an encoder, from one pass over the frames, and draw its depth profile."""
+    from latentgym.encoders import FeatureCache
+    from latentgym.probes import probe_layers, write_depth_profile
+    from latentgym.trajectories import open_dataset
+
+    dataset, rows = open_dataset(data), []
+    features = FeatureCache(cache) if cache else None
+    for source in encoder:
+        rows += probe_layers(dataset, source, k=horizon, seed=seed, cache=features).rows
+    if plot is not None:
+        write_depth_profile(plot, rows)
+    _print_rows(str(data), rows, as_json)
+
+
+@app.command()
+def robustness(
+    data: Data,
+    encoder: Annotated[list[str], typer.Option("--encoder", help="Name, folder or hub id; repeatable.")],
+    condition: Annotated[
+        list[str] | None, typer.Option(help="Corruption and severity, such as snow:3; repeatable.")
+    ] = None,
+    readout: Annotated[list[str], typer.Option(help="ridge or mlp; repeatable.")] = ["ridge"],  # noqa: B006
+    per_frame: Annotated[bool, typer.Option("--per-frame", help="Draw noise anew for every frame.")] = False,
+    seed: Seed = 0,
+    horizon: Annotated[int, typer.Option(min=1, help="Horizon k in steps.")] = 1,
+    cache: Annotated[Path | None, typer.Option(help="Feature cache to use and fill.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Test readouts of clean latents on corrupted clips and under temporal stress."""
+    from latentgym.encoders import FeatureCache
+    from latentgym.probes import robustness as run_robustness
+    from latentgym.probes.robustness import DEFAULT_CONDITIONS
+    from latentgym.trajectories import open_dataset
+
+    dataset, rows = open_dataset(data), []
+    features = FeatureCache(cache) if cache else None
+    for source in encoder:
+        rows += run_robustness(
+            dataset,
+            source,
+            k=horizon,
+            conditions=tuple(condition or DEFAULT_CONDITIONS),
+            readouts=tuple(readout),
+            mode="per_frame" if per_frame else "static",
+            seed=seed,
+            cache=features,
+        ).rows
+    _print_rows(str(data), rows, as_json)
 
 
 @app.command()

@@ -39,6 +39,8 @@ def run(
         (["rollout", "latentgym/TabletopReach-v0", "--policy", "{tmp}/nothing"], "nothing"),
         (["pretrain", "pixel_autoencodr", "{tmp}/nothing", "-o", "{tmp}/out"], ""),
         (["check", "encoder", "pixles"], "did you mean 'pixels'"),
+        (["layers", "{tmp}/nothing", "--encoder", "pixels"], "nothing"),
+        (["robustness", "{tmp}/nothing", "--encoder", "pixels"], "nothing"),
         (["link", "{tmp}/nothing"], "nothing"),
         (["data", "check", "{tmp}/nothing"], "nothing"),
         (["report", "{tmp}/nothing"], "nothing"),
@@ -80,6 +82,15 @@ def test_record_probe_train_rollout(
     names = {row["encoder"] for row in json.loads(out)}
     assert status == 0
     assert {"state", "random", "pixels", "proprio", "constant", "previous_action"} <= names
+    profile = tmp_path / "profile.html"
+    status, out, _ = run(capsys, monkeypatch, "layers", data, "--encoder", "pixels", "--plot", profile, "--json")
+    assert status == 0 and profile.exists()
+    assert "action_r2_best_layer" in {row["metric"] for row in json.loads(out)}
+    status, out, _ = run(
+        capsys, monkeypatch, "robustness", data, "--encoder", "pixels", "--condition", "blur_11", "--json"
+    )
+    assert status == 0
+    assert {None, "blur_11", "shuffle", "reverse", "freeze"} == {row["condition"] for row in json.loads(out)}
     assert run(capsys, monkeypatch, "train", data, "--encoder", "state", "-o", policy, "--steps", 20)[0] == 0
     status, out, _ = run(capsys, monkeypatch, "rollout", env, "--policy", policy, "--episodes", 4, "--json")
     assert status == 0

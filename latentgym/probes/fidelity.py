@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch.nn import functional
 from latentgym.artifacts import content_key
 from latentgym.errors import LatentGymError
 from latentgym.probes.decoder import TARGET_PIXELS, GridDecoder, psnr, ssim
+from latentgym.probes.perceptual import Lpips, gmsd
 from latentgym.probes.scores import estimate, resamples
 from latentgym.results import Row
 from latentgym.seeding import numpy_generator, torch_generator
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from latentgym.trajectories.splits import Split
     from latentgym.trajectories.store import Dataset
 
+Distance = Callable[[Tensor, Tensor], Tensor]
 _LEARNING_RATE = 3e-3
 _EVALUATION_BATCH = 64
 
@@ -35,8 +38,8 @@ class FidelityResult:
     """What the decoder recovered.
 
     Attributes:
-        rows: ``psnr_db``, ``ssim`` and ``psnr_mean_image_db`` (the floor), means over test frames with intervals from
-            a bootstrap over test episodes.
+        rows: ``psnr_db``, ``ssim``, ``gmsd``, ``lpips_alex`` and ``psnr_mean_image_db`` (the floor), means over test
+            frames with intervals from a bootstrap over test episodes.
         replicates: ``"psnr_db|decoder"`` and alike to ``(R,)`` bootstrap replicates, paired across encoders.
         examples: ``(n, 2, 64, 64, 3)`` uint8, test frame and reconstruction.
         decoder_parameters: trainable parameters of the decoder; they differ by 64 per channel of a token.
@@ -70,6 +73,7 @@ def fidelity(
     train_frames: int = 1024,
     test_frames: int = 512,
     examples: int = 8,
+    lpips: Path | str | None = None,
 ) -> FidelityResult:
     """Train the decoder on training frames and measure it on test frames, all data sets together.
 
@@ -87,12 +91,15 @@ def fidelity(
         train_frames: training frames, spread evenly over the training episodes.
         test_frames: test frames, spread evenly over the test episodes.
         examples: reconstructions returned.
+        lpips: folder of LPIPS weights (:class:`latentgym.probes.perceptual.Lpips`), for rows ``lpips_alex``; without
+            it the perceptual distance is ``gmsd`` alone.
 
     Raises:
         LatentGymError: if there is no data set or no frame, or the latents are not finite.
     """
     if not datasets:
         raise LatentGymError("fidelity needs at least one data set")
+    distances: dict[str, Distance] = {"gmsd": gmsd, **({"lpips_alex": Lpips(lpips)} if lpips is not None else {})}
     train = _encode(datasets, encoder, "train", train_frames, seed)
     test = _encode(datasets, encoder, "test", test_frames, seed)
     deviation, mean = torch.std_mean(train.tokens.float(), dim=(0, 1), correction=0)
@@ -110,7 +117,7 @@ def fidelity(
     decoder.to(encoder.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     _train(decoder, train, steps, batch_size, seed)
     images = _decode(decoder, test.tokens)
-    return _measure(datasets, encoder, decoder, test, images, replicates, examples)
+    return _measure(datasets, encoder, decoder, test, images, distances, replicates, examples)
 
 
 def _grid(encoder: Encoder, tokens: int) -> tuple[int, int]:
@@ -210,13 +217,16 @@ def _measure(
     decoder: GridDecoder,
     test: _Frames,
     images: Tensor,
+    distances: Mapping[str, Distance],
     replicates: int,
     examples: int,
 ) -> FidelityResult:
     target = test.images.float() / 255
+    pairs = list(zip(torch.split(images, _EVALUATION_BATCH), torch.split(target, _EVALUATION_BATCH), strict=True))
     per_frame = {
         "psnr_db": psnr(images, target),
         "ssim": ssim(images, target),
+        **{name: torch.cat([distance(*pair) for pair in pairs]) for name, distance in distances.items()},
         "psnr_mean_image_db": psnr(decoder.mean_image.cpu().expand_as(target), target),
     }
     counts = np.bincount(test.episode).astype(np.float64)
@@ -239,7 +249,32 @@ def _measure(
         rows.append(Row(**columns, metric=metric, value=found.value, low=low, high=high))
         kept[f"{metric}|decoder"] = found.replicates
     shown = np.linspace(0, len(target) - 1, min(examples, len(target))).round().astype(np.int64)
-    pairs = torch.stack([target[shown], images[shown]], dim=1).permute(0, 1, 3, 4, 2)
+    shown_pairs = torch.stack([target[shown], images[shown]], dim=1).permute(0, 1, 3, 4, 2)
     parameters = sum(parameter.numel() for parameter in decoder.parameters())
-    pictures: NDArray[np.uint8] = (pairs * 255).round().to(torch.uint8).numpy()
+    pictures: NDArray[np.uint8] = (shown_pairs * 255).round().to(torch.uint8).numpy()
     return FidelityResult(rows, kept, pictures, parameters, test.tokens.shape[1] * test.tokens.shape[2])
+
+
+def reconstruction_sheet(results: Mapping[str, FidelityResult], columns: int = 8) -> NDArray[np.uint8]:
+    """One picture of every encoder's reconstructions of the same frames: the frames on top, one encoder per row.
+
+    Args:
+        results: encoder's name to its result; all of the same data sets and seed.
+        columns: frames shown at most.
+
+    Returns:
+        ``((1 + encoders) * 66 - 2, columns * 66 - 2, 3)`` uint8, with white gaps of two pixels.
+
+    Raises:
+        LatentGymError: if there is no result, or the results show different frames.
+    """
+    if not results:
+        raise LatentGymError("a sheet of reconstructions needs at least one result")
+    shown = [result.examples[:columns] for result in results.values()]
+    if any(not np.array_equal(one[:, 0], shown[0][:, 0]) for one in shown):
+        raise LatentGymError("these results show different frames: run fidelity with the same data sets and seed")
+    gap = 2
+    rows = [shown[0][:, 0], *(one[:, 1] for one in shown)]
+    padded = [np.pad(row, ((0, 0), (0, gap), (0, gap), (0, 0)), constant_values=255) for row in rows]
+    sheet: NDArray[np.uint8] = np.concatenate([np.concatenate(list(row), axis=1) for row in padded])[:-gap, :-gap]
+    return sheet
