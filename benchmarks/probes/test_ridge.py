@@ -1,11 +1,19 @@
-"""Ridge with a λ path and grouped folds: ours beside scikit-learn's grid search and himalaya's, on one thread.
+"""Ridge with a λ path, grouped folds and several horizons: ours beside scikit-learn's grid search and himalaya's.
 
-Run with ``OMP_NUM_THREADS=1 pytest benchmarks/probes --benchmark-only``. ``extra_info`` holds CPU seconds and the score
-chosen, which is the same for scikit-learn and ours.
+Same rows, penalties, folds and one thread for everybody. Run one size at a time, for instance
+
+    OMP_NUM_THREADS=1 BENCH_FEATURES=1024 pytest benchmarks/probes/test_ridge.py --benchmark-only
+
+Sizes come from the environment: ``BENCH_ROWS`` (20000), ``BENCH_FEATURES`` (1024), ``BENCH_HORIZONS`` (1,4) and
+``BENCH_LAMBDAS`` (10 penalties). ``extra_info`` holds CPU seconds and the score chosen, the same for scikit-learn
+and ours. scikit-learn's time is proportional to the number of penalties, so that a shorter path measures a long one.
 """
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -18,49 +26,62 @@ from sklearn.model_selection import GridSearchCV, GroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from latentgym.probes import MLPProbe, RidgeProbe
+from latentgym.probes import RidgeProbe
 
-LAMBDAS = tuple(float(10.0**power) for power in range(-3, 7))
-Problem = tuple[np.ndarray, np.ndarray, np.ndarray]
+ROWS = int(os.environ.get("BENCH_ROWS", "20000"))
+FEATURES = int(os.environ.get("BENCH_FEATURES", "1024"))
+HORIZONS = [int(k) for k in os.environ.get("BENCH_HORIZONS", "1,4").split(",")]
+LAMBDAS = tuple(float(10.0**power) for power in range(-3, 7))[-int(os.environ.get("BENCH_LAMBDAS", "10")) :]
+ACTIONS, EPISODE = 7, 40
+Problem = list[tuple[np.ndarray, np.ndarray, np.ndarray]]
 
 
-@pytest.fixture(scope="module", params=[(6000, 512), (6000, 2048)], ids=["D=512", "D=2048"])
-def problem(request: pytest.FixtureRequest) -> Problem:
-    """Latents with a decaying spectrum, seven action dimensions, episodes of forty steps."""
+@pytest.fixture(scope="module")
+def problem() -> Problem:
+    """Pairs of latents with a decaying spectrum, seven action dimensions, episodes of forty steps, by horizon."""
     torch.set_num_threads(1)
-    rows, features = request.param
     rng = np.random.default_rng(0)
-    factors = rng.normal(size=(rows, 100)) * np.arange(1, 101) ** -0.5
-    x = factors @ rng.normal(size=(100, features)) + 0.3 * rng.normal(size=(rows, features))
-    y = factors @ rng.normal(size=(100, 7)) + rng.normal(size=(rows, 7))
-    return x.astype(np.float32), y, np.repeat(np.arange(rows // 40), 40)
+    rows, half = ROWS + max(HORIZONS), FEATURES // 2
+    factors = rng.normal(size=(rows, 100)).astype(np.float32) * np.arange(1, 101, dtype=np.float32) ** -0.5
+    latents = factors @ rng.normal(size=(100, half)).astype(np.float32)
+    latents += 0.3 * rng.normal(size=latents.shape).astype(np.float32)
+    groups = np.arange(ROWS) // EPISODE
+    problem = []
+    for k in HORIZONS:
+        moved = factors[k : k + ROWS] - factors[:ROWS]
+        y = moved @ rng.normal(size=(100, ACTIONS)) + rng.normal(size=(ROWS, ACTIONS))
+        problem.append((np.concatenate([latents[:ROWS], latents[k : k + ROWS]], axis=1), y, groups))
+    return problem
 
 
 def measure(benchmark: Any, fit: Callable[[], float]) -> None:
     start = time.process_time()
     score = benchmark.pedantic(fit, rounds=1)
-    benchmark.extra_info.update(cpu_s=round(time.process_time() - start, 2), best_cv_r2=round(score, 8))
+    benchmark.extra_info.update(
+        cpu_s=round(time.process_time() - start, 2), best_cv_r2=round(score, 8), rows=ROWS, features=FEATURES,
+        horizons=HORIZONS, lambdas=len(LAMBDAS),
+    )  # fmt: skip
+    print(f"{benchmark.name}: {benchmark.extra_info}")
 
 
 @pytest.mark.parametrize("search", ["grid", "climb"])
 def test_ours(benchmark: Any, problem: Problem, search: Any) -> None:
-    x, y, groups = problem
-
     def fit() -> float:
-        probe = RidgeProbe(LAMBDAS, search=search, device="cpu").fit(x, y, groups)
-        return float(probe.cv_scores_[probe.lambda_].mean())
+        probes = [RidgeProbe(LAMBDAS, search=search, device="cpu").fit(*one) for one in problem]
+        return float(np.mean([probe.cv_scores_[probe.lambda_].mean() for probe in probes]))
 
     measure(benchmark, fit)
 
 
 def test_scikit_learn(benchmark: Any, problem: Problem) -> None:
-    x, y, groups = problem
-
     def fit() -> float:
-        search = GridSearchCV(
-            make_pipeline(StandardScaler(), Ridge()), {"ridge__alpha": LAMBDAS}, cv=GroupKFold(5), scoring="r2"
-        )
-        return float(search.fit(x.astype(np.float64), y, groups=groups).best_score_)
+        scores = []
+        for x, y, groups in problem:
+            search = GridSearchCV(
+                make_pipeline(StandardScaler(), Ridge()), {"ridge__alpha": LAMBDAS}, cv=GroupKFold(5), scoring="r2"
+            )
+            scores.append(search.fit(x.astype(np.float64), y, groups=groups).best_score_)
+        return float(np.mean(scores))
 
     measure(benchmark, fit)
 
@@ -69,28 +90,42 @@ def test_himalaya(benchmark: Any, problem: Problem) -> None:
     """Features are standardised over all rows, since himalaya has no standardisation within folds."""
     ridge = pytest.importorskip("himalaya.ridge")
     scoring = pytest.importorskip("himalaya.scoring")
-    x, y, groups = problem
 
     def fit() -> float:
-        folds = list(GroupKFold(5).split(x, y, groups))
-        model = ridge.RidgeCV(alphas=LAMBDAS, cv=folds, solver_params={"score_func": scoring.r2_score})
-        return float(model.fit(StandardScaler().fit_transform(x.astype(np.float64)), y).cv_scores_.mean())
+        scores = []
+        for x, y, groups in problem:
+            folds = list(GroupKFold(5).split(x, y, groups))
+            model = ridge.RidgeCV(alphas=LAMBDAS, cv=folds, solver_params={"score_func": scoring.r2_score})
+            scores.append(model.fit(StandardScaler().fit_transform(x.astype(np.float64)), y).cv_scores_.mean())
+        return float(np.mean(scores))
 
     measure(benchmark, fit)
 
 
-@pytest.mark.parametrize("batched", [True, False], ids=["batched", "loop"])
-def test_mlp_members(benchmark: Any, batched: bool) -> None:
-    """Eight seeds of a small MLP in one batch beside a Python loop over the same fits."""
-    torch.set_num_threads(1)
-    rng = np.random.default_rng(0)
-    x, y = rng.normal(size=(2000, 64)), rng.normal(size=(2000, 3))
+_STREAM = """
+import resource, sys
+import numpy as np, torch
+from latentgym.probes import RidgeProbe
+rows, features = int(sys.argv[1]), int(sys.argv[2])
+torch.set_num_threads(1)
+rng = np.random.default_rng(0)
+probe = RidgeProbe(device="cpu").plan_folds(np.arange(rows) // 40)
+for start in range(0, rows, 4000):
+    x = rng.standard_normal((4000, features), dtype=np.float32)
+    probe.partial_fit(x, x[:, :7], np.arange(start, start + 4000) // 40)
+probe.finalize()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+"""
+
+
+@pytest.mark.parametrize("rows", [20_000, 200_000])
+def test_peak_memory_does_not_grow_with_rows(benchmark: Any, rows: int) -> None:
+    """Peak resident memory in MiB of a process that streams rows through a probe; compare the two lines."""
 
     def fit() -> float:
-        counts = [8] if batched else [1] * 8
-        probes = [
-            MLPProbe(steps=100, members=count, seed=seed, device="cpu").fit(x, y) for seed, count in enumerate(counts)
-        ]
-        return float(np.mean([probe.validation_loss_.mean() for probe in probes]))
+        command = [sys.executable, "-c", _STREAM, str(rows), str(FEATURES)]
+        return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
-    measure(benchmark, fit)
+    peak = benchmark.pedantic(fit, rounds=1)
+    benchmark.extra_info.update(peak_mib=round(peak), rows=rows, features=FEATURES)
+    print(f"{benchmark.name}: {benchmark.extra_info}")
