@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,24 +44,30 @@ class SmallEncoder(Encoder):
         return self
 
     def forward(self, clip: torch.Tensor, layer: int) -> Latents:
-        """See :meth:`Encoder.forward`.
+        """See :meth:`Encoder.forward`; errors as in :meth:`forward_layers`."""
+        return self.forward_layers(clip, (layer,))[0]
+
+    def forward_layers(self, clip: torch.Tensor, layers: Sequence[int]) -> list[Latents]:
+        """See :meth:`Encoder.forward_layers`.
 
         Raises:
-            LatentGymError: if the clip does not hold two frames or the layer does not exist.
+            LatentGymError: if the clip does not hold two frames or a layer does not exist.
         """
         if clip.shape[1] != self.spec.clip_length:
             raise LatentGymError(
                 f"encoder {self.spec.name!r} reads clips of {self.spec.clip_length} frames, found {clip.shape[1]}; "
                 "repeat a single frame to fill the clip"
             )
-        if not -self.spec.layers <= layer < self.spec.layers:
-            raise LatentGymError(
-                f"encoder {self.spec.name!r} has layers 0 to {self.spec.layers - 1} (or -1 for the last), found {layer}"
-            )
-        features = self.network(clip, layer)
-        tokens = features.flatten(2).transpose(1, 2)[:, None]
-        times = torch.tensor([self.spec.clip_length - 1], device=tokens.device)
-        return Latents(tokens=tokens, times=times, layer=layer)
+        for layer in layers:
+            if not -self.spec.layers <= layer < self.spec.layers:
+                raise LatentGymError(
+                    f"encoder {self.spec.name!r} has layers 0 to {self.spec.layers - 1} (or -1 for the last), "
+                    f"found {layer}"
+                )
+        grids = self.network.read(clip, layers)
+        times = torch.tensor([self.spec.clip_length - 1], device=clip.device)
+        tokens = [features.flatten(2).transpose(1, 2)[:, None] for features in grids]
+        return [Latents(tokens=one, times=times, layer=layer) for one, layer in zip(tokens, layers, strict=True)]
 
 
 def _weights_digest(state: Mapping[str, torch.Tensor]) -> str:

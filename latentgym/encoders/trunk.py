@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -57,19 +58,28 @@ class Trunk(nn.Module):
         )
 
     def forward(self, stack: torch.Tensor, layer: int = -1) -> torch.Tensor:
-        """Features of a stack of two frames.
+        """Features ``(B, C, 8, 8)`` of one block; see :meth:`read`."""
+        return self.read(stack, (layer,))[0]
+
+    def read(self, stack: torch.Tensor, layers: Sequence[int]) -> list[torch.Tensor]:
+        """Features of a stack of two frames at several blocks, from one pass.
 
         Args:
             stack: ``(B, 6, 64, 64)`` normalised frames, the older one first.
-            layer: block to read, 0 … 4, or -1 for the last.
+            layers: blocks to read, 0 … 4, or -1 for the last.
 
         Returns:
-            ``(B, C, 8, 8)``; finer grids of early blocks are averaged onto 8 × 8.
+            ``(B, C, 8, 8)`` per layer; finer grids of early blocks are averaged onto 8 × 8.
         """
-        features = self._stem(stack)
-        for block in self.blocks[1 : layer % len(self.blocks) + 1]:
-            features = block(features)
-        return nn.functional.adaptive_avg_pool2d(features, GRID) if features.shape[-1] != GRID else features
+        wanted = [layer % len(self.blocks) for layer in layers]
+        read: dict[int, torch.Tensor] = {}
+        features = stack
+        for index in range(max(wanted) + 1):
+            features = self.blocks[index](features) if index else self._stem(stack)
+            if index in wanted:
+                fits = features.shape[-1] == GRID
+                read[index] = features if fits else nn.functional.adaptive_avg_pool2d(features, GRID)
+        return [read[layer] for layer in wanted]
 
     def _stem(self, stack: torch.Tensor) -> torch.Tensor:
         """The first block; its change of basis is applied to the weights, which is cheaper than to the frames."""
@@ -104,17 +114,23 @@ class EncodingNetwork(nn.Module, abc.ABC):
         self.trunk = Trunk()
 
     @abc.abstractmethod
+    def read(self, clip: torch.Tensor, layers: Sequence[int]) -> list[torch.Tensor]:
+        """Features ``(B, C, 8, 8)`` of a normalised clip ``(B, 2, 3, 64, 64)`` per layer, from one pass.
+
+        Layers count from 0; -1 is the last.
+        """
+
     def forward(self, clip: torch.Tensor, layer: int = -1) -> torch.Tensor:
-        """Features ``(B, C, 8, 8)`` of a normalised clip ``(B, 2, 3, 64, 64)``; ``layer`` counts from 0, -1 is last."""
+        """Features ``(B, C, 8, 8)`` of one layer; see :meth:`read`."""
+        return self.read(clip, (layer,))[0]
 
 
 class PairNetwork(EncodingNetwork):
     """The trunk on both frames of the clip."""
 
-    def forward(self, clip: torch.Tensor, layer: int = -1) -> torch.Tensor:
-        """See :meth:`EncodingNetwork.forward`."""
-        features: torch.Tensor = self.trunk(clip.flatten(1, 2), layer)
-        return features
+    def read(self, clip: torch.Tensor, layers: Sequence[int]) -> list[torch.Tensor]:
+        """See :meth:`EncodingNetwork.read`."""
+        return self.trunk.read(clip.flatten(1, 2), layers)
 
 
 class StillNetwork(EncodingNetwork):
@@ -122,10 +138,9 @@ class StillNetwork(EncodingNetwork):
 
     temporal = False
 
-    def forward(self, clip: torch.Tensor, layer: int = -1) -> torch.Tensor:
-        """See :meth:`EncodingNetwork.forward`."""
-        features: torch.Tensor = self.trunk(still(clip[:, -1]), layer)
-        return features
+    def read(self, clip: torch.Tensor, layers: Sequence[int]) -> list[torch.Tensor]:
+        """See :meth:`EncodingNetwork.read`."""
+        return self.trunk.read(still(clip[:, -1]), layers)
 
 
 @torch.no_grad()

@@ -73,6 +73,15 @@ def test_every_layer_is_readable_on_the_same_grid_and_the_last_is_the_default(fa
     assert [tokens.shape[3] for tokens in layers[:5]] == [24, 48, 64, 64, 64]
     assert torch.equal(layers[-1], encoder.encode(clip).tokens)
     assert not torch.equal(layers[-1], layers[-2])
+    order = [encoder.spec.layers - 1, 0, -1, *range(1, encoder.spec.layers - 1)]
+    blocks = []
+    handles = [module.register_forward_hook(lambda *_: blocks.append(1)) for module in encoder.network.trunk.blocks]
+    together = encoder.encode_layers(clip, order)
+    for handle in handles:
+        handle.remove()
+    # The stem is no call of a block; shortcut forcing reads the trunk on all frames for what comes after it.
+    assert len(blocks) == 4 * (2 if family == "shortcut_forcing" else 1)
+    assert all(torch.equal(latents.tokens, layers[layer]) for layer, latents in zip(order, together, strict=True))
     with pytest.raises(LatentGymError, match="layers 0 to"):
         encoder.encode(clip, encoder.spec.layers)
 
@@ -90,7 +99,8 @@ def test_early_layers_are_block_averages_of_the_finer_grid():
 def test_tokens_are_row_major():
     encoder = make_encoder("masked_video")
     clip = make_clip()
-    features = encoder.network(encoder.prepare(torch.as_tensor(clip)))
+    with torch.inference_mode():
+        features = encoder.network(encoder.prepare(torch.as_tensor(clip)))
     assert torch.equal(encoder.encode(clip).tokens[:, 0, 3 * 8 + 5], features[:, :, 3, 5])
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
@@ -34,10 +36,9 @@ class NoisyStillNetwork(EncodingNetwork):
         shape = (1, 3, IMAGE_SIZE, IMAGE_SIZE)
         self.register_buffer("noise", torch.randn(shape, generator=torch_generator(0, "diffusion", "read noise")))
 
-    def forward(self, clip: torch.Tensor, layer: int = -1) -> torch.Tensor:
-        """See :meth:`EncodingNetwork.forward`."""
-        features: torch.Tensor = self.trunk(still(corrupt(clip[:, -1], self.noise, READ_TAU)), layer)
-        return features
+    def read(self, clip: torch.Tensor, layers: Sequence[int]) -> list[torch.Tensor]:
+        """See :meth:`EncodingNetwork.read`."""
+        return self.trunk.read(still(corrupt(clip[:, -1], self.noise, READ_TAU)), layers)
 
 
 class Diffusion(Objective):

@@ -7,6 +7,8 @@ attend causally over time. With four layers only, every second one attends over 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
@@ -123,14 +125,20 @@ class Dynamics(nn.Module):
         self.output_norm = nn.RMSNorm(MODEL_WIDTH)
         self.output = nn.Linear(MODEL_WIDTH, LATENT_CHANNELS)
 
-    def hidden(self, latents: torch.Tensor, tau: torch.Tensor, step: torch.Tensor, layer: int = -1) -> torch.Tensor:
-        """Hidden grid tokens ``(B, T, 64, C)`` after ``layer``, always under the null action.
+    def hidden(self, latents: torch.Tensor, tau: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
+        """Hidden grid tokens ``(B, T, 64, C)`` after the last layer; arguments as in :meth:`read`."""
+        return self.read(latents, tau, step, (-1,))[0]
+
+    def read(
+        self, latents: torch.Tensor, tau: torch.Tensor, step: torch.Tensor, layers: Sequence[int]
+    ) -> list[torch.Tensor]:
+        """Hidden grid tokens ``(B, T, 64, C)`` after each of ``layers``, always under the null action.
 
         Args:
             latents: ``(B, T, 64, 16)`` corrupted latents.
             tau: ``(B, T)`` signal levels, multiples of 1 / K_max below 1.
             step: ``(B, T)`` step sizes 2⁻ᵉ, from 1 to 1 / K_max.
-            layer: layer to stop after, -1 for the last.
+            layers: layers to read, counted from 0; -1 is the last.
         """
         batch, frames = tau.shape
         level = self.level((tau * K_MAX).round().long())
@@ -143,11 +151,15 @@ class Dynamics(nn.Module):
         # Registers and the like stand at the origin, outside the grid.
         space = rotary_angles(nn.functional.pad(torch.stack([rows, columns]), (_PREFIX, 0)), MODEL_WIDTH // HEADS)
         time = rotary_angles(torch.arange(float(frames))[None], MODEL_WIDTH // HEADS)
-        for block in self.layers[: layer % DEPTH + 1]:
-            tokens = block(tokens, space, time)
-        return tokens[:, :, _PREFIX:]
+        wanted = [layer % DEPTH for layer in layers]
+        found: dict[int, torch.Tensor] = {}
+        for index in range(max(wanted) + 1):
+            tokens = self.layers[index](tokens, space, time)
+            if index in wanted:
+                found[index] = tokens[:, :, _PREFIX:]
+        return [found[layer] for layer in wanted]
 
     def forward(self, latents: torch.Tensor, tau: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
-        """Clean latents ``(B, T, 64, 16)`` predicted from corrupted ones; arguments as in :meth:`hidden`."""
+        """Clean latents ``(B, T, 64, 16)`` predicted from corrupted ones; arguments as in :meth:`read`."""
         prediction: torch.Tensor = self.output(self.output_norm(self.hidden(latents, tau, step)))
         return prediction

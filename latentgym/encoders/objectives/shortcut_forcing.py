@@ -11,7 +11,7 @@ latents, so that both see every step. No action is ever seen: the dynamics alway
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -119,17 +119,20 @@ class ShortcutNetwork(EncodingNetwork):
         latents = self.latents(clip.flatten(0, 1)).flatten(2).transpose(1, 2)
         return latents.reshape(batch, frames, GRID * GRID, LATENT_CHANNELS)
 
-    def forward(self, clip: torch.Tensor, layer: int = -1) -> torch.Tensor:
-        """See :meth:`EncodingNetwork.forward`."""
-        layer %= self.layers
-        if layer < len(CHANNELS):
-            features: torch.Tensor = self.trunk(still(clip[:, -1]), layer)
-            return features
-        corrupted = (1 - READ_TAU) * self.noise + READ_TAU * self.sequence(clip)
-        tau = torch.full(clip.shape[:2], READ_TAU)
-        step = torch.full(clip.shape[:2], 1 / K_MAX)
-        hidden = self.dynamics.hidden(corrupted, tau, step, layer - len(CHANNELS))[:, -1]
-        return hidden.transpose(1, 2).reshape(len(clip), -1, GRID, GRID)
+    def read(self, clip: torch.Tensor, layers: Sequence[int]) -> list[torch.Tensor]:
+        """See :meth:`EncodingNetwork.read`; the trunk reads the last frame once more where its layers are wanted."""
+        wanted = [layer % self.layers for layer in layers]
+        read: dict[int, torch.Tensor] = {}
+        if early := [layer for layer in wanted if layer < len(CHANNELS)]:
+            read |= zip(early, self.trunk.read(still(clip[:, -1]), early), strict=True)
+        if late := [layer for layer in wanted if layer >= len(CHANNELS)]:
+            corrupted = (1 - READ_TAU) * self.noise + READ_TAU * self.sequence(clip)
+            tau = torch.full(clip.shape[:2], READ_TAU)
+            step = torch.full(clip.shape[:2], 1 / K_MAX)
+            hidden = self.dynamics.read(corrupted, tau, step, [layer - len(CHANNELS) for layer in late])
+            grids = [tokens[:, -1].transpose(1, 2).reshape(len(clip), -1, GRID, GRID) for tokens in hidden]
+            read |= zip(late, grids, strict=True)
+        return [read[layer] for layer in wanted]
 
 
 class ShortcutForcing(Objective):
