@@ -85,6 +85,8 @@ def parse_array(data: bytes, label: str) -> NDArray[Any]:
         raise CorruptDataError(f"{label}: damaged .npy header ({error})") from error
     if dtype.hasobject:
         raise CorruptDataError(f"{label}: holds pickled Python objects, which are not loaded; expected plain numbers")
+    if not dtype.itemsize or min(shape, default=0) < 0:
+        raise CorruptDataError(f"{label}: damaged .npy header (shape {shape}, {dtype})")
     if len(data) - start != math.prod(shape) * dtype.itemsize:
         raise CorruptDataError(
             f"{label}: expected {math.prod(shape) * dtype.itemsize} bytes of data for shape {shape} {dtype}, "

@@ -11,9 +11,10 @@ from __future__ import annotations
 import io
 import math
 import pickle
+import struct
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -61,7 +62,7 @@ class _Array:
 
     def fill(self, data: object, dtype: object, shape: object, *, fortran: bool) -> None:
         """Take ``data``: bytes of a numeric array, or a list of objects."""
-        if not isinstance(dtype, _Dtype) or not _is_shape(shape):
+        if not isinstance(dtype, _Dtype) or not _is_shape(shape) or not dtype.value.itemsize:
             raise _Refused("an array without a plain shape and dtype")
         assert isinstance(shape, tuple)
         kind = dtype.value
@@ -73,8 +74,7 @@ class _Array:
         raw = data.encode("latin1") if isinstance(data, str) else data
         if not isinstance(raw, bytes | bytearray) or len(raw) != math.prod(shape) * kind.itemsize:
             raise _Refused("an array whose length is not its shape's")
-        flat = np.frombuffer(bytes(raw), kind) if kind.itemsize else np.zeros(math.prod(shape), kind)
-        self.value = flat.copy().reshape(shape, order="F" if fortran else "C")
+        self.value = np.frombuffer(bytes(raw), kind).copy().reshape(shape, order="F" if fortran else "C")
 
     def __setstate__(self, state: object) -> None:
         if not isinstance(state, tuple) or len(state) not in (4, 5):
@@ -152,7 +152,37 @@ _NAMES = {
 }
 
 
-class _Unpickler(pickle.Unpickler):
+# What pickles of plain data consist of. No persistent ids, extension codes, classes called by other means than REDUCE.
+_OPCODES = """
+    PROTO FRAME STOP MARK POP POP_MARK DUP
+    NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT
+    STRING BINSTRING SHORT_BINSTRING BINBYTES SHORT_BINBYTES BINBYTES8
+    UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8
+    EMPTY_LIST LIST APPEND APPENDS EMPTY_DICT DICT SETITEM SETITEMS EMPTY_SET ADDITEMS FROZENSET
+    EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3
+    PUT BINPUT LONG_BINPUT MEMOIZE GET BINGET LONG_BINGET
+    GLOBAL STACK_GLOBAL REDUCE BUILD
+"""
+
+
+def _load_bytearray(unpickler: Any) -> None:
+    """BYTEARRAY8 as the file has it; the library's own makes room for the size that is claimed."""
+    (size,) = struct.unpack("<Q", unpickler.read(8))
+    unpickler.append(bytearray(unpickler.read(size)))
+
+
+class _Unpickler(pickle._Unpickler):
+    """The standard library's unpickler in Python with fewer opcodes and names.
+
+    Not the one in C: that one makes room for as many remembered objects as a pickle claims to have, so that six bytes
+    can take all memory.
+    """
+
+    dispatch: ClassVar[dict[int, Callable[[pickle._Unpickler], None]]] = {
+        **{code: pickle._Unpickler.dispatch[code] for code in (getattr(pickle, name)[0] for name in _OPCODES.split())},
+        pickle.BYTEARRAY8[0]: _load_bytearray,
+    }
+
     def find_class(self, module: str, name: str) -> Any:
         try:
             return _NAMES[module, name]
@@ -192,7 +222,7 @@ def load_npy(path: Path) -> Any:
         raise
     # A damaged pickle may fail in any of these ways, deep inside the unpickler.
     except (pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError,
-            RecursionError, OverflowError, MemoryError, UnicodeError) as error:  # fmt: skip
+            RecursionError, OverflowError, MemoryError, UnicodeError, struct.error) as error:  # fmt: skip
         raise CorruptDataError(f"{path} is truncated or damaged ({error}); copy or download it again") from error
     return loaded
 
@@ -232,5 +262,7 @@ def _filled(array: _Array, done: dict[int, Any]) -> Any:
 def _nested(items: list[Any], shape: tuple[int, ...]) -> Any:
     if not shape:
         return items[0]
+    if not items:
+        return []
     size = math.prod(shape[1:])
     return [_nested(items[size * row : size * (row + 1)], shape[1:]) for row in range(shape[0])]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import collections
 import os
 import pickle
+import resource
+import tracemalloc
 from fractions import Fraction
 from pathlib import Path
 
@@ -157,6 +159,50 @@ def test_damage_never_gives_another_error(tmp_path_factory, data):
         load_npy(path)
     except CorruptDataError as error:
         assert str(path) in str(error)
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_a_pickle_cut_off_anywhere_is_named(tmp_path, protocol):
+    content = [{"a": np.arange(3.0), "b": 70000, "c": 2**70}, b"x" * 30, np.float32(1), {"s"}]
+    whole = pickle.dumps(content, protocol)
+    for size in range(len(whole)):
+        with pytest.raises(CorruptDataError, match=r"a\.npy"):
+            load_npy(save_bytes(tmp_path / "a.npy", whole[:size]))
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        b"]r\xff\xff\xff\x7f.",  # room for two thousand million remembered objects
+        b"\x96\xff\xff\xff\xff\x7f\x00\x00\x00.",  # a bytearray of half a terabyte
+        b"\x96\x00\x00\x00\x20\x00\x00\x00\x00.",  # and one of half a gigabyte, which there might be
+        b"cnumpy.core.multiarray\n_reconstruct\n(tR(I1\n(I999999999999\ntcnumpy\ndtype\n(VS0\ntRI00\nV\ntb.",
+        b"cnumpy.core.multiarray\n_reconstruct\n(tR(I1\n(I999999999999\nI0\ntcnumpy\ndtype\n(VO8\ntRI00\n]tb.",
+    ],
+)
+def test_a_few_bytes_cannot_take_all_memory(tmp_path, program):
+    limit = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + 2**30, limit[1]))
+    tracemalloc.start()
+    try:
+        assert load_npy(save_bytes(tmp_path / "a.npy", program)) == []
+    except CorruptDataError:
+        pass
+    finally:
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        resource.setrlimit(resource.RLIMIT_AS, limit)
+    assert peak < 2**24
+
+
+@pytest.mark.parametrize(("descr", "shape", "data"), [("|S0", (10**12,), b""), ("<f8", (-1, -1), bytes(8))])
+def test_a_header_that_no_array_has(tmp_path, descr, shape, data):
+    with (tmp_path / "a.npy").open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": shape})
+        file.write(data)
+    with pytest.raises(CorruptDataError, match="damaged"):
+        load_npy(tmp_path / "a.npy")
 
 
 def test_a_missing_file(tmp_path):
