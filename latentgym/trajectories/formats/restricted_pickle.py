@@ -178,7 +178,7 @@ class _Unpickler(pickle._Unpickler):
     can take all memory.
     """
 
-    dispatch: ClassVar[dict[int, Callable[[pickle._Unpickler], None]]] = {
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {
         **{code: pickle._Unpickler.dispatch[code] for code in (getattr(pickle, name)[0] for name in _OPCODES.split())},
         pickle.BYTEARRAY8[0]: _load_bytearray,
     }
