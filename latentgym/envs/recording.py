@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import multiprocessing
 import os
-import signal
 import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -25,6 +24,7 @@ from latentgym.errors import LatentGymError, UnknownNameError
 from latentgym.seeding import derive_seed, numpy_generator
 from latentgym.trajectories.episode import Episode, Provenance
 from latentgym.trajectories.store import Dataset, Store, create_store, open_dataset
+from latentgym.workers import follow_parent
 
 _ROUNDING = 1e-9
 
@@ -180,7 +180,7 @@ def _record_in_workers(
 ) -> None:
     # Forking a process that holds a GL context hangs, so workers start from a clean server or from nothing.
     context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
-    pool = ProcessPoolExecutor(num_envs, mp_context=context, initializer=_ignore_interrupts)
+    pool = ProcessPoolExecutor(num_envs, mp_context=context, initializer=follow_parent)
     store: Store | None = None
     try:
         contract, provenance = pool.submit(_describe, recording).result()
@@ -209,11 +209,6 @@ def _report(progress: Callable[[int, int], None] | None, done: int, total: int) 
 
 
 _worker: dict[str, _Recorder] = {}
-
-
-def _ignore_interrupts() -> None:
-    """Ctrl-C reaches every process of the terminal; only the parent acts on it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _recorder_here(recording: _Recording) -> _Recorder:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import multiprocessing
-import signal
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ from latentgym.results import Row
 from latentgym.rollouts.chunks import ChunkRunner, EpisodeRecord, Rollouts, single_threaded
 from latentgym.seeding import derive_seed
 from latentgym.statistics import wilson_interval
+from latentgym.workers import follow_parent
 
 # Seeds per chunk, in batches: rows that finish early take the chunk's next seed instead of idling.
 _ROUNDS = 3
@@ -284,8 +284,7 @@ _worker: dict[str, Any] = {}
 
 
 def _open_worker(rollouts: Rollouts, folder: Path) -> None:
-    # Ctrl-C is the parent's to handle: it drops the chunks that have not begun.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    follow_parent()
     _worker.update(rollouts=rollouts, folder=folder)
 
 

@@ -16,8 +16,6 @@ import hashlib
 import multiprocessing
 import os
 import shutil
-import signal
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,6 +27,7 @@ from typing import Any
 
 from latentgym.artifacts import atomic_directory, content_key, disk_errors, read_json, write_json
 from latentgym.errors import LatentGymError
+from latentgym.workers import follow_parent
 
 GROUND = ("statistics.py", "corruptions.py", "seeding.py", "artifacts.py", "results.py")
 ROOMS_OF_KIND = {
@@ -41,7 +40,6 @@ ROOMS_OF_KIND = {
     "rollout": ("trajectories", "encoders", "envs", "policies", "rollouts"),
 }
 RESUMABLE_KINDS = frozenset({"record", "pretrain"})
-PARENT_POLL_S = 1.0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -246,15 +244,7 @@ def _start_worker() -> None:
     import torch
 
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_exit_with_parent, args=(os.getppid(),), daemon=True).start()
-
-
-def _exit_with_parent(parent: int) -> None:
-    """End this process once its parent is gone: a killed study must leave no worker behind."""
-    while os.getppid() == parent:
-        time.sleep(PARENT_POLL_S)
-    os._exit(1)
+    follow_parent()
 
 
 def _execute(kind: str, name: str, params: dict[str, Any], inputs: dict[str, str], out: str, root: str) -> str | None:

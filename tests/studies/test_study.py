@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -91,6 +92,13 @@ def test_report_is_one_offline_page(smoke: Path) -> None:
     assert "data:video/mp4;base64," in page and "Plotly" in page
 
 
+def _group_is_alive(group: int) -> bool:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(group, 0)
+        return True
+    return False
+
+
 def test_killed_study_resumes_to_the_same_bits(smoke: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-c", "from latentgym.cli import main; main()", "study", "smoke", "-o", str(tmp_path)]
     process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -100,7 +108,9 @@ def test_killed_study_resumes_to_the_same_bits(smoke: Path, tmp_path: Path) -> N
         time.sleep(0.1)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    time.sleep(3.0)
+    while _group_is_alive(process.pid):
+        assert time.monotonic() < deadline_s, "a killed study left workers behind"
+        time.sleep(0.1)
     finished = {path: path.stat().st_mtime_ns for path in tmp_path.glob("cells/*/cell.json")}
     run_study("smoke", tmp_path)
     assert {path: path.stat().st_mtime_ns for path in finished} == finished
