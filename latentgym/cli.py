@@ -225,7 +225,7 @@ def probe(
     as_json: Json = False,
 ) -> None:
     """Probe frozen latents for the action, with every floor and an interval beside each number."""
-    from latentgym.encoders import FeatureCache, load_encoder
+    from latentgym.encoders import FeatureCache
     from latentgym.probes import probe as run_probe
     from latentgym.probes import probe_floors
     from latentgym.trajectories import open_dataset, split_episodes
@@ -238,7 +238,7 @@ def probe(
     for source in [*encoder, *floors]:
         result = run_probe(
             dataset,
-            load_encoder(source),
+            source,
             **settings,
             readouts=tuple(readout),
             inputs=cast(Any, tuple(input)),
@@ -270,6 +270,7 @@ def layers(
     seed: Seed = 0,
     horizon: Annotated[int, typer.Option(min=1, help="Horizon k in steps.")] = 1,
     cache: Annotated[Path | None, typer.Option(help="Feature cache to use and fill.")] = None,
+    data_option: DataOption = [],  # noqa: B006
     as_json: Json = False,
 ) -> None:
     """Probe every block of an encoder, from one pass over the frames, and draw its depth profile."""
@@ -277,7 +278,7 @@ def layers(
     from latentgym.probes import probe_layers, write_depth_profile
     from latentgym.trajectories import open_dataset
 
-    dataset, rows = open_dataset(data), []
+    dataset, rows = open_dataset(data, **_options(data_option, "--data-option")), []
     features = FeatureCache(cache) if cache else None
     for source in encoder:
         rows += probe_layers(dataset, source, k=horizon, seed=seed, cache=features).rows
@@ -298,6 +299,7 @@ def robustness(
     seed: Seed = 0,
     horizon: Annotated[int, typer.Option(min=1, help="Horizon k in steps.")] = 1,
     cache: Annotated[Path | None, typer.Option(help="Feature cache to use and fill.")] = None,
+    data_option: DataOption = [],  # noqa: B006
     as_json: Json = False,
 ) -> None:
     """Test readouts of clean latents on corrupted clips and under temporal stress."""
@@ -306,7 +308,7 @@ def robustness(
     from latentgym.probes.robustness import DEFAULT_CONDITIONS
     from latentgym.trajectories import open_dataset
 
-    dataset, rows = open_dataset(data), []
+    dataset, rows = open_dataset(data, **_options(data_option, "--data-option")), []
     features = FeatureCache(cache) if cache else None
     for source in encoder:
         rows += run_robustness(

@@ -78,10 +78,10 @@ def test_record_probe_train_rollout(
     size = ["--episodes", 20, "--random-fraction", 0.5]
     assert run(capsys, monkeypatch, "record", env, "-o", data, *size)[0] == 0
     assert run(capsys, monkeypatch, "data", "check", data)[0] == 0
-    status, out, _ = run(capsys, monkeypatch, "probe", data, "--encoder", "state", "--readout", "ridge", "--json")
+    status, out, _ = run(capsys, monkeypatch, "probe", data, "--encoder", "pixel_pca", "--readout", "ridge", "--json")
     names = {row["encoder"] for row in json.loads(out)}
     assert status == 0
-    assert {"state", "random", "pixels", "proprio", "constant", "previous_action"} <= names
+    assert {"pixel_pca", "state", "random", "pixels", "proprio", "constant", "previous_action"} <= names
     profile = tmp_path / "profile.html"
     status, out, _ = run(capsys, monkeypatch, "layers", data, "--encoder", "pixels", "--plot", profile, "--json")
     assert status == 0 and profile.exists()

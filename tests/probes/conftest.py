@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from latentgym.encoders import FeatureCache
 from latentgym.trajectories import ActionSpec, Dataset, Episode, Provenance, create_store, open_dataset
 
 SPEC = ActionSpec(
@@ -52,6 +53,12 @@ def episode(seed: int, steps: int, constant_grip: bool) -> Episode:
 
 
 @pytest.fixture(scope="session")
+def action_spec() -> ActionSpec:
+    """Two translations and a gripper."""
+    return SPEC
+
+
+@pytest.fixture(scope="session")
 def make_dataset(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Dataset]:
     def make(lengths: tuple[int, ...] = (12,) * 30, constant_grip: bool = False) -> Dataset:
         path: Path = tmp_path_factory.mktemp("data") / "points"
@@ -70,6 +77,12 @@ def make_dataset(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Data
         return open_dataset(path)
 
     return make
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> FeatureCache:
+    """One feature cache per test file."""
+    return FeatureCache(tmp_path_factory.mktemp("features"))
 
 
 @pytest.fixture(scope="session")

@@ -42,11 +42,6 @@ def macro(result: ProbeResult, metric: str, **columns: object) -> Row:
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> FeatureCache:
-    return FeatureCache(tmp_path_factory.mktemp("features"))
-
-
-@pytest.fixture(scope="module")
 def of_state(points: Dataset, cache: FeatureCache) -> ProbeResult:
     return probe(points, "state", cache=cache, **FAST)  # type: ignore[arg-type]
 

@@ -33,13 +33,9 @@ class Deep(Encoder):
         return [Latents(blocks[layer][:, :, None], torch.arange(clip.shape[1]), layer) for layer in layers]
 
 
-def deep_layers(encoder: Encoder) -> list[Encoder]:
-    return at_layers(encoder, range(3))
-
-
 def test_every_block_comes_from_one_pass(points: Dataset, tmp_path: Path) -> None:
     encoder = Deep()
-    layers = deep_layers(encoder)
+    layers = at_layers(encoder, range(3))
     for layer in layers:  # learn the widths, which takes a pass each
         FeatureCache(tmp_path / "widths")._plan(points, layer, View("single"), None)
     encoder.passes[0] = 0
@@ -58,7 +54,7 @@ def test_every_block_comes_from_one_pass(points: Dataset, tmp_path: Path) -> Non
 
 def test_missing_shards_of_one_layer_are_filled(points: Dataset, tmp_path: Path) -> None:
     encoder = Deep()
-    layers = deep_layers(encoder)
+    layers = at_layers(encoder, range(3))
     cache = FeatureCache(tmp_path, shard_bytes=1000)
     first = [
         [features.episode(i) for i in range(len(points))]

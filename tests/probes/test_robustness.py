@@ -38,11 +38,6 @@ def row(result: ProbeResult, metric: str, condition: str | None, **columns: obje
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> FeatureCache:
-    return FeatureCache(tmp_path_factory.mktemp("features"))
-
-
-@pytest.fixture(scope="module")
 def pixels(points: Dataset, cache: FeatureCache) -> ProbeResult:
     conditions = ("brightness:1", "gaussian_noise:1", "gaussian_noise:5")
     return robustness(

@@ -12,19 +12,6 @@ from latentgym.errors import LatentGymError
 from latentgym.probes.scores import Estimate, action_scores, resamples
 from latentgym.trajectories import ActionSpec
 
-SPEC = ActionSpec(
-    names=("x", "y", "grip"),
-    frame="world",
-    mode="delta",
-    units=("m", "m", "1"),
-    scale=(0.1, 0.1, 1.0),
-    low=(-1.0, -1.0, -1.0),
-    high=(1.0, 1.0, 1.0),
-    translation=(0, 1),
-    gripper=(2,),
-    gripper_close_sign=-1,
-)
-
 
 def case(seed: int = 0, episodes: int = 12) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
@@ -35,11 +22,11 @@ def case(seed: int = 0, episodes: int = 12) -> tuple[np.ndarray, np.ndarray, np.
     return target, prediction, episode
 
 
-def test_point_scores_equal_scikit_learn() -> None:
+def test_point_scores_equal_scikit_learn(action_spec: ActionSpec) -> None:
     target, prediction, episode = case()
-    scores = action_scores(target, prediction, episode, SPEC, resamples("key", "all", 12, 5))
+    scores = action_scores(target, prediction, episode, action_spec, resamples("key", "all", 12, 5))
     by_hand = np.mean([r2_score(target, member, multioutput="raw_values") for member in prediction], axis=0)
-    for index, name in enumerate(SPEC.names):
+    for index, name in enumerate(action_spec.names):
         assert scores["r2", name].value == pytest.approx(by_hand[index], abs=1e-10)
         assert scores["clipped_r2", name].value == pytest.approx(
             np.mean([max(r2_score(target[:, index], member[:, index]), 0) for member in prediction]), abs=1e-10
@@ -55,45 +42,45 @@ def test_point_scores_equal_scikit_learn() -> None:
 
 @settings(max_examples=10, deadline=None)
 @given(st.integers(0, 1000))
-def test_each_replicate_is_the_score_of_the_resampled_rows(seed: int) -> None:
+def test_each_replicate_is_the_score_of_the_resampled_rows(action_spec: ActionSpec, seed: int) -> None:
     """The sums are sufficient: drawing whole episodes with repetition gives the same R², resample's mean included."""
     target, prediction, episode = case(seed)
     counts = resamples("key", str(seed), 12, 4)
-    scores = action_scores(target, prediction, episode, SPEC, counts)
+    scores = action_scores(target, prediction, episode, action_spec, counts)
     for index, drawn in enumerate(counts[1:].astype(int)):
         rows = np.concatenate([np.tile(np.flatnonzero(episode == e), n) for e, n in enumerate(drawn)]).astype(int)
         expected = np.mean([r2_score(target[rows, 1], member[rows, 1]) for member in prediction])
         assert scores["r2", "y"].replicates[index] == pytest.approx(expected, abs=1e-9)
 
 
-def test_constant_dimension_is_left_out_and_undefined() -> None:
+def test_constant_dimension_is_left_out_and_undefined(action_spec: ActionSpec) -> None:
     target, prediction, episode = case()
     target[:, 0] = np.float32(0.1)
-    scores = action_scores(target, prediction, episode, SPEC, resamples("key", "all", 12, 50))
+    scores = action_scores(target, prediction, episode, action_spec, resamples("key", "all", 12, 50))
     assert scores["r2", "x"].value is None and scores["r2", "x"].interval == (None, None)
     ys = (scores["r2", "y"].value, scores["r2", "grip"].value)
     assert scores["r2", "macro"].value == pytest.approx(np.mean(ys))  # type: ignore[arg-type]
 
 
-def test_constant_prediction_has_no_correlation_but_an_r2() -> None:
+def test_constant_prediction_has_no_correlation_but_an_r2(action_spec: ActionSpec) -> None:
     target, _, episode = case()
     constant = np.broadcast_to(target.mean(0), target.shape)[None]
-    scores = action_scores(target, constant, episode, SPEC, resamples("key", "all", 12, 50))
+    scores = action_scores(target, constant, episode, action_spec, resamples("key", "all", 12, 50))
     assert scores["pearson_r", "macro"].value is None
     assert scores["r2", "macro"].value == pytest.approx(0, abs=1e-9)
 
 
-def test_one_gripper_class_leaves_the_accuracy_undefined() -> None:
+def test_one_gripper_class_leaves_the_accuracy_undefined(action_spec: ActionSpec) -> None:
     target, prediction, episode = case()
     target[:, 2] = 1.0
-    scores = action_scores(target, prediction, episode, SPEC, resamples("key", "all", 12, 50))
+    scores = action_scores(target, prediction, episode, action_spec, resamples("key", "all", 12, 50))
     assert scores["balanced_accuracy", "gripper"].value is None
 
 
-def test_interval_covers_the_population_r2() -> None:
+def test_interval_covers_the_population_r2(action_spec: ActionSpec) -> None:
     """Nominal 95 % coverage of the cluster bootstrap when rows within an episode are not independent."""
     spec = dataclasses.replace(
-        SPEC, names=("x",), units=("m",), scale=(1.0,), low=(-1.0,), high=(1.0,), translation=(0,), gripper=()
+        action_spec, names=("x",), units=("m",), scale=(1.0,), low=(-1.0,), high=(1.0,), translation=(0,), gripper=()
     )
     rng, covered, episodes, steps, trials = np.random.default_rng(0), 0, 60, 10, 200
     episode = np.repeat(np.arange(episodes), steps)
@@ -125,9 +112,9 @@ def test_difference_is_paired() -> None:
     assert (first - Estimate(None, np.full(2, np.nan))).value is None
 
 
-def test_no_episode_and_mismatched_rows_are_errors() -> None:
+def test_no_episode_and_mismatched_rows_are_errors(action_spec: ActionSpec) -> None:
     target, prediction, episode = case()
     with pytest.raises(LatentGymError, match="no test episode"):
         resamples("a", "random_actions", 0, 10)
     with pytest.raises(LatentGymError, match="disagree"):
-        action_scores(target[:-1], prediction, episode, SPEC, resamples("a", "all", 12, 5))
+        action_scores(target[:-1], prediction, episode, action_spec, resamples("a", "all", 12, 5))
