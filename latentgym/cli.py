@@ -102,7 +102,7 @@ def record(
     seed: Seed = 0,
     num_envs: Annotated[int, typer.Option(min=1, help="Processes; the data do not depend on it.")] = 1,
     random_fraction: Annotated[float, typer.Option(help="Share of episodes driven by random actions.")] = 0.0,
-    image_size: Annotated[int, typer.Option(help="Side of the frames in pixels.")] = 64,
+    image_size: Annotated[int | None, typer.Option(help="Side of the frames in pixels; 64, CALVIN 200.")] = None,
     option: Annotated[list[str], typer.Option(help="key=value for the environment; repeatable.")] = [],  # noqa: B006
 ) -> None:
     """Record trajectories; an interrupted recording continues where it stopped."""

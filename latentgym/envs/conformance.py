@@ -131,7 +131,10 @@ def _observation_problems(env: Env, observation: Any, moment: str) -> Iterator[s
         return
     for name, subspace in space.items():
         value = observation[name]
-        if not isinstance(value, np.ndarray) or value.shape != subspace.shape or value.dtype != subspace.dtype:
+        if isinstance(subspace, spaces.Text):
+            if not subspace.contains(value):
+                yield f"{moment}: {name!r} must be a text of {subspace}, found {value!r}"
+        elif not isinstance(value, np.ndarray) or value.shape != subspace.shape or value.dtype != subspace.dtype:
             found = f"{getattr(value, 'dtype', type(value).__name__)} {getattr(value, 'shape', '')}"
             yield f"{moment}: {name!r} must be {subspace.dtype} of shape {subspace.shape}, found {found}"
         elif not np.isfinite(value).all():

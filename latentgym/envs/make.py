@@ -1,6 +1,6 @@
 """One door to every environment: :func:`make_env` by id, and :func:`make_expert` for what it made.
 
-Importing this module registers the tabletop ids with Gymnasium, so ``gymnasium.make("latentgym/TabletopReach-v0")``
+Importing this module registers the tabletop and CALVIN ids with Gymnasium, so ``gymnasium.make("latentgym/TabletopReach-v0")``
 works too.
 """
 
@@ -16,14 +16,30 @@ from latentgym.errors import LatentGymError, UnknownNameError
 
 TABLETOP_IDS = {f"latentgym/Tabletop{task}-v0": task for task in ("Reach", "Push", "Intercept")}
 _TABLETOP_OPTIONS = ("distractor", "horizon")
+CALVIN_IDS = {f"latentgym/Calvin{scene}-v0": scene for scene in "ABCD"}
+_CALVIN_OPTIONS = ("task", "action_mode", "renderer", "cameras", "depth", "horizon", "assets", "backend")
 
-for _env_id, _task in TABLETOP_IDS.items():
+_ENTRY_POINTS = {
+    env_id: ("latentgym.envs.tabletop.env:TabletopEnv", {"task": task}) for env_id, task in TABLETOP_IDS.items()
+} | {env_id: ("latentgym.envs.calvin.env:CalvinEnv", {"scene": scene}) for env_id, scene in CALVIN_IDS.items()}
+
+for _env_id, (_entry_point, _kwargs) in _ENTRY_POINTS.items():
     if _env_id not in gymnasium.registry:
-        gymnasium.register(_env_id, entry_point="latentgym.envs.tabletop.env:TabletopEnv", kwargs={"task": _task})
+        gymnasium.register(_env_id, entry_point=_entry_point, kwargs=_kwargs)
+
+
+def default_image_size(env_id: str) -> int:
+    """Side of the frames in pixels where none is asked for: 64, but for CALVIN the 200 of its published data."""
+    return 200 if str(env_id) in CALVIN_IDS else 64
 
 
 def make_env(
-    env_id: str, *, image_size: int = 64, render: Literal["fast", "stock"] = "fast", pixels: bool = True, **options: Any
+    env_id: str,
+    *,
+    image_size: int | None = None,
+    render: Literal["fast", "stock"] = "fast",
+    pixels: bool = True,
+    **options: Any,
 ) -> gymnasium.Env[Any, Any]:
     """Make an environment that keeps the suite's contract.
 
@@ -31,17 +47,17 @@ def make_env(
 
     Args:
         env_id: ``"latentgym/TabletopReach-v0"`` (also ``Push``, ``Intercept``), ``"metaworld/<task>"`` such as
-            ``"metaworld/reach-v3"``, ``"robosuite/<Task>-v0"`` such as ``"robosuite/Lift-v0"``, or any other id that
-            Gymnasium knows.
-        image_size: height and width of the frames in pixels.
+            ``"metaworld/reach-v3"``, ``"robosuite/<Task>-v0"`` such as ``"robosuite/Lift-v0"``,
+            ``"latentgym/CalvinD-v0"`` (also ``A``, ``B``, ``C``), or any other id that Gymnasium knows.
+        image_size: height and width of the frames in pixels; see :func:`default_image_size`.
         render: ``"fast"`` leaves out shadows, reflections and multisampling; ``"stock"`` is the simulator's own look.
         pixels: whether frames are observed; without them steps are much faster.
         **options: options of the suite: tabletop takes ``distractor="none" | "static" | "moving"`` and ``horizon`` in
-            steps.
+            steps; CALVIN's are those of :class:`~latentgym.envs.calvin.env.CalvinEnv`.
 
     Returns:
-        An environment that observes a ``Dict`` of ``"pixels"`` ``(H, W, 3)`` uint8, ``"proprio"`` and ``"state"``
-        float32, states ``contract``, and puts ``is_success`` into every info.
+        An environment that observes a ``Dict`` of ``"pixels"`` ``(H, W, 3)`` uint8 (or the cameras that its contract
+        names), ``"proprio"`` and ``"state"`` float32, states ``contract``, and puts ``is_success`` into every info.
 
     Raises:
         UnknownNameError: if the id or an option is unknown.
@@ -54,8 +70,9 @@ def make_env(
     ((6,), False)
     """
     suite = str(env_id).partition("/")[0]
+    image_size = default_image_size(env_id) if image_size is None else image_size
     if suite == "latentgym":
-        return _make_tabletop(env_id, image_size=image_size, render=render, pixels=pixels, **options)
+        return _make_own(env_id, image_size=image_size, render=render, pixels=pixels, **options)
     if suite == "metaworld":
         choose_gl_backend(pixels=pixels)
         from latentgym.envs.metaworld import make_metaworld
@@ -88,11 +105,12 @@ def make_expert(env: gymnasium.Env[Any, Any]) -> Expert:
     return expert
 
 
-def _make_tabletop(env_id: str, **options: Any) -> gymnasium.Env[Any, Any]:
-    if env_id not in TABLETOP_IDS:
-        raise UnknownNameError("environment", env_id, TABLETOP_IDS)
+def _make_own(env_id: str, **options: Any) -> gymnasium.Env[Any, Any]:
+    if env_id not in _ENTRY_POINTS:
+        raise UnknownNameError("environment", env_id, _ENTRY_POINTS)
+    known = _CALVIN_OPTIONS if env_id in CALVIN_IDS else _TABLETOP_OPTIONS
     for name in options:
-        if name not in (*_TABLETOP_OPTIONS, "image_size", "render", "pixels"):
-            raise UnknownNameError(f"option of {env_id}", name, _TABLETOP_OPTIONS)
+        if name not in (*known, "image_size", "render", "pixels"):
+            raise UnknownNameError(f"option of {env_id}", name, known)
     # Gymnasium's passive checker costs time in every step; check_env (latentgym.envs.conformance) checks more, once.
     return gymnasium.make(env_id, render_mode="rgb_array", disable_env_checker=True, **options)

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import latentgym
+from latentgym.envs.calvin.rendering import renderer_strings
 from latentgym.envs.contract import EnvContract
 from latentgym.envs.gl import gl_strings
 from latentgym.errors import LatentGymError
 from latentgym.trajectories.episode import Provenance
 
 _PACKAGES = ("numpy", "gymnasium", "mujoco")
-_SIMULATORS = ("metaworld", "robosuite")
+_SIMULATORS = {"metaworld": "metaworld", "robosuite": "robosuite", "calvin": "pybullet"}
 _GIT_TIMEOUT_S = 10
 
 
@@ -34,7 +35,9 @@ def make_provenance(contract: EnvContract, *, seed: int, call: str, settings: di
         settings: whatever else determines the data, of JSON types.
     """
     gl: dict[str, str] = {}
-    if contract.cameras:
+    if contract.cameras and contract.suite == "calvin":
+        gl = renderer_strings(contract.settings["renderer"])
+    elif contract.cameras:
         with contextlib.suppress(LatentGymError):  # frames need not come from GL
             gl = gl_strings()
     program = Path(sys.argv[0] if sys.argv else "")
@@ -45,7 +48,7 @@ def make_provenance(contract: EnvContract, *, seed: int, call: str, settings: di
 
 def _versions(suite: str) -> dict[str, str]:
     versions = {"python": platform.python_version(), "latentgym": latentgym.__version__}
-    for package in (*_PACKAGES, *(name for name in _SIMULATORS if name == suite)):
+    for package in (*_PACKAGES, *([_SIMULATORS[suite]] if suite in _SIMULATORS else [])):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
     return versions

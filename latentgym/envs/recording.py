@@ -18,7 +18,7 @@ import gymnasium
 from latentgym.envs.behaviours import BEHAVIOURS, Behaviour, make_behaviour
 from latentgym.envs.contract import EnvContract, contract_of
 from latentgym.envs.episode_builder import EpisodeBuilder
-from latentgym.envs.make import make_env
+from latentgym.envs.make import default_image_size, make_env
 from latentgym.envs.provenance import make_provenance
 from latentgym.errors import LatentGymError, UnknownNameError
 from latentgym.seeding import derive_seed, numpy_generator
@@ -56,7 +56,7 @@ def record(
     seed: int = 0,
     num_envs: int = 1,
     random_fraction: float = 0.0,
-    image_size: int = 64,
+    image_size: int | None = None,
     env_options: Mapping[str, Any] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Dataset:
@@ -76,7 +76,7 @@ def record(
         seed: root seed; episode i is reset with ``derive_seed(seed, "episode", i)``.
         num_envs: number of processes.
         random_fraction: share of the episodes, spread evenly, that use policy ``"random"`` instead.
-        image_size: height and width of the frames in pixels.
+        image_size: height and width of the frames in pixels; by default 64, CALVIN's 200.
         env_options: further options of :func:`latentgym.envs.make.make_env`.
         progress: called with (episodes finished, episodes in all), first with what is there already.
 
@@ -88,6 +88,7 @@ def record(
             folder that holds something else, or a worker that died.
     """
     options = dict(env_options or {})
+    image_size = default_image_size(env_id) if image_size is None else image_size
     _check_arguments(episodes, policy, num_envs, random_fraction)
     call = (
         f"record({env_id!r}, {str(out)!r}, episodes={episodes}, policy={policy!r}, seed={seed}, num_envs={num_envs}, "

@@ -154,7 +154,8 @@ class ChunkRunner:
         if not self._observation:
             size = len(self._envs)
             self._observation = {
-                key: np.zeros((size, *np.shape(value)), np.asarray(value).dtype) for key, value in observation.items()
+                key: np.zeros((size, *np.shape(value)), object if isinstance(value, str) else np.asarray(value).dtype)
+                for key, value in observation.items()
             }
         for key, value in observation.items():
             self._observation[key][index] = value

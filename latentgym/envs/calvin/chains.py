@@ -145,14 +145,16 @@ def _valid(state: tuple[Any, ...] | None, tasks: Sequence[int]) -> bool:
     return len({_task_table()[OFFICIAL_ORDER[task]][0] for task in tasks}) == len(tasks)
 
 
-def _initial_conditions() -> list[InitialCondition]:
+@functools.cache
+def initial_conditions() -> tuple[InitialCondition, ...]:
+    """Every symbolic state that a chain may start from: one or two blocks on the table, at most one in each cabinet."""
     combinations = (dict(zip(_CONDITIONS, values, strict=True)) for values in itertools.product(*_CONDITIONS.values()))
     places = [(state, [state[f"{colour}_block"] for colour in BLOCKS]) for state in combinations]
-    return [
+    return tuple(
         state
         for state, where in places
         if where.count("table") in (1, 2) and all(where.count(place) <= 1 for place in _IN_CABINET)
-    ]
+    )
 
 
 def _draw_chains(state: InitialCondition, count: int, seed: int) -> Iterator[Chain]:
@@ -168,7 +170,7 @@ def _draw_chains(state: InitialCondition, count: int, seed: int) -> Iterator[Cha
 
 def generate_official_chains() -> list[Chain]:
     """Draw the thousand chains as the official evaluation does; millions of draws are rejected, which takes a while."""
-    states = _initial_conditions()
+    states = initial_conditions()
     counts = [len(part) for part in np.array_split(np.arange(OFFICIAL_CHAINS), len(states))]
     chains = [
         chain
@@ -182,7 +184,7 @@ def generate_official_chains() -> list[Chain]:
 @functools.cache
 def _thousand() -> tuple[Chain, ...]:
     """What :func:`generate_official_chains` gave: rows of an initial condition's number and five tasks' numbers."""
-    states = _initial_conditions()
+    states = initial_conditions()
     rows = json.loads(importlib.resources.files("latentgym.envs.calvin").joinpath(_CHAINS_NAME).read_text())
     return tuple((states[row[0]], [OFFICIAL_ORDER[task] for task in row[1:]]) for row in rows)
 
@@ -216,8 +218,8 @@ _TABLE_PLACES = (
     (5.00000896e-02, -1.20000177e-01, 4.59990009e-01),
     (2.29995412e-01, -1.19995140e-01, 4.59990010e-01),
 )
-_SLIDER_LEFT_M, _DRAWER_OPEN_M, _SWITCH_ON_RAD = 0.28, 0.22, 0.088
-_YAW_RANGE = (np.pi / 2 - np.pi / 8, np.pi / 2 + np.pi / 8)
+SLIDER_LEFT_M, DRAWER_OPEN_M, SWITCH_ON_RAD = 0.28, 0.22, 0.088
+YAW_RANGE = (np.pi / 2 - np.pi / 8, np.pi / 2 + np.pi / 8)
 
 
 def initial_state(initial_condition: Mapping[str, Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -237,17 +239,17 @@ def initial_state(initial_condition: Mapping[str, Any]) -> tuple[NDArray[np.floa
     table = list(_TABLE_PLACES)
     rng.shuffle(table)  # type: ignore[arg-type]
     scene = np.zeros(24)
-    scene[SLIDER] = _SLIDER_LEFT_M if initial_condition["slider"] == "left" else 0.0
-    scene[DRAWER] = _DRAWER_OPEN_M if initial_condition["drawer"] == "open" else 0.0
+    scene[SLIDER] = SLIDER_LEFT_M if initial_condition["slider"] == "left" else 0.0
+    scene[DRAWER] = DRAWER_OPEN_M if initial_condition["drawer"] == "open" else 0.0
     scene[BUTTON] = 0.0
-    scene[SWITCH] = _SWITCH_ON_RAD if initial_condition["lightbulb"] == 1 else 0.0
+    scene[SWITCH] = SWITCH_ON_RAD if initial_condition["lightbulb"] == 1 else 0.0
     scene[LIGHTBULB], scene[LED] = initial_condition["lightbulb"], initial_condition["led"]
     # On the table red takes the first place, pink the second, and blue what red leaves.
     spots = {"red": table[0], "blue": table[initial_condition["red_block"] == "table"], "pink": table[1]}
     for index, colour in enumerate(BLOCKS):
         start = 6 + 6 * index
         scene[start : start + 3] = _CABINET_PLACES.get(initial_condition[f"{colour}_block"], spots[colour])
-        scene[start + 5] = rng.uniform(*_YAW_RANGE)
+        scene[start + 5] = rng.uniform(*YAW_RANGE)
     return np.array(_ROBOT_OBS), scene
 
 

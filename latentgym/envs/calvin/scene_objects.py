@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -163,4 +166,9 @@ class Block:
 
 def touches(client: Client, body: int) -> frozenset[Contact]:
     """What ``body`` touched in the last simulator step."""
-    return frozenset(Contact(point[2], point[4]) for point in client.getContactPoints(bodyA=body))
+    return contacts_of(client.getContactPoints(bodyA=body))
+
+
+def contacts_of(points: Iterable[Sequence[Any]]) -> frozenset[Contact]:
+    """The other side of each of PyBullet's contact points."""
+    return frozenset(Contact(point[2], point[4]) for point in points)

@@ -7,12 +7,14 @@ reset. Unlike the original, a world is loaded anew at every reset, because reset
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from latentgym.envs.calvin.client import Client
+from latentgym.envs.calvin.rendering import NATIVE_SIZE, Cameras
 from latentgym.envs.calvin.robot import Robot
 from latentgym.envs.calvin.scene import SceneSpec
 from latentgym.envs.calvin.scene_objects import Block, Button, Joint, Light, Switch, touches
@@ -36,10 +38,11 @@ class World:
     Args:
         scene: which one.
         assets: folder of CALVIN's assets.
-        egl_size: side in pixels of the EGL window; ``None`` for TinyRenderer.
+        egl: whether EGL renders; else TinyRenderer, a software rasteriser.
+        frame_sizes: camera to side of its frames in pixels.
 
     Attributes:
-        client: the physics client, for cameras.
+        client: the physics client.
         robot: the arm; made anew by :meth:`reset`.
 
     Raises:
@@ -47,9 +50,12 @@ class World:
         MissingExtraError: if PyBullet is not installed.
     """
 
-    def __init__(self, scene: SceneSpec, assets: Path, egl_size: int | None = None) -> None:
+    def __init__(
+        self, scene: SceneSpec, assets: Path, *, egl: bool = False, frame_sizes: Mapping[str, int] = NATIVE_SIZE
+    ) -> None:
         self._scene, self._data = scene, assets / "data"
-        self.client = Client(egl_size)
+        self.client = Client(max(frame_sizes.values()) if egl else None)
+        self._cameras = Cameras(self.client, frame_sizes)
         self.client.resetSimulation()
         self.client.setPhysicsEngineParameter(deterministicOverlappingPairs=1)
         self.client.setTimeStep(1.0 / _SIMULATION_HZ)
@@ -65,20 +71,31 @@ class World:
         Observations then differ from what was asked for by up to 2e-3, since one simulator step is taken.
 
         Args:
-            rng: places blocks where ``scene_obs`` does not.
+            rng: places blocks where ``scene_obs`` does not; not used where it does.
             robot_obs: ``(15,)``, of which only joint angles and gripper opening count.
             scene_obs: ``(24,)`` with blocks in this scene's order.
 
         Raises:
             LatentGymError: if a light is neither 0 nor 1, or blocks find no place.
         """
-        self._load(rng)
-        if scene_obs is None:
-            self._scatter_blocks(rng)
-        else:
-            self._arrange(scene_obs)
-        self.robot.reset(robot_obs)
-        self.client.stepSimulation()
+        with self.client.drawing():
+            self._load(rng if scene_obs is None else self._second_loading())
+            if scene_obs is None:
+                self._scatter_blocks(rng)
+            else:
+                self._arrange(scene_obs)
+            self.robot.reset(robot_obs)
+            self.client.stepSimulation()
+
+    def _second_loading(self) -> np.random.Generator:
+        """Where to load blocks that are then moved: the places leave a trace of 1e-10 in what follows.
+
+        These are the original's, made with its default seed and loaded once more, as for a repeatable reset.
+        """
+        rng = np.random.default_rng(0)
+        for _ in self._scene.blocks:
+            self._random_pose(rng)
+        return rng
 
     def _load(self, rng: np.random.Generator) -> None:
         client = self.client
@@ -89,8 +106,9 @@ class World:
         for name, file in self._scene.blocks.items():
             body = client.loadURDF(str(self._data / file), *self._random_pose(rng), globalScaling=_SCALING)
             self._blocks[name] = Block(client, body)
-        table = client.loadURDF(str(self._data / self._scene.table_file), (0, 0, 0), (0, 0, 0, 1), globalScaling=_SCALING)
-        self._table: int = table
+        table_file = str(self._data / self._scene.table_file)
+        self._table: int = client.loadURDF(table_file, (0, 0, 0), (0, 0, 0, 1), globalScaling=_SCALING)
+        table = self._table
         names = [client.getJointInfo(table, index)[12].decode() for index in range(client.getNumJoints(table))]
         self._table_links = {name: index for index, name in enumerate(names)} | {"base_link": -1}
         self._doors = {name: Joint(client, table, name) for name in ("base__slide", "base__drawer")}
@@ -136,8 +154,18 @@ class World:
         euler = rng.uniform([0, 0, -np.pi], [0, 0, np.pi])
         return position, np.array(self.client.pybullet.getQuaternionFromEuler(euler))
 
-    def step(self) -> None:
-        """Simulate one control step of 1/30 s with the robot's current motor targets."""
+    def step(self, action: NDArray[np.floating], *, relative: bool = True) -> None:
+        """Simulate one control step of 1/30 s.
+
+        Args:
+            action: ``(7,)``, relative (in units of 0.02 m and 0.05 rad) or absolute (m and rad); the last entry opens
+                (> 0) or closes the gripper. It is computed with in its own precision.
+            relative: which of the two.
+        """
+        if relative:
+            self.robot.move_by(action)
+        else:
+            self.robot.move_to(action[:3], action[3:6], action[6])
         for _ in range(_SUBSTEPS):
             self.client.stepSimulation()
         self._button.step()
@@ -164,6 +192,11 @@ class World:
             doors={name: door.position for name, door in self._doors.items()},
             lights={name: light.on for name, light in self._lights.items()},
         )
+
+    def render(self, camera: str) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        """Frame ``(S, S, 3)`` uint8 and depth ``(S, S)`` float32 in metres of one camera."""
+        with self.client.drawing():
+            return self._cameras.render(camera, self.robot.uid)
 
     def close(self) -> None:
         """Free the physics client and its window."""
