@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,9 +27,11 @@ app = typer.Typer(
     help="Does this frozen latent carry the action, and does that carry over to control?",
 )
 data_app = typer.Typer(no_args_is_help=True, help="Look after recorded data.")
+assets_app = typer.Typer(no_args_is_help=True, help="Fetch what simulators need and packages do not bring.")
 check_app = typer.Typer(no_args_is_help=True, help="Check an environment or encoder against its contract.")
 app.add_typer(data_app, name="data")
 app.add_typer(check_app, name="check")
+app.add_typer(assets_app, name="assets")
 
 Data = Annotated[Path, typer.Argument(help="Folder of a recorded data set.")]
 Out = Annotated[Path, typer.Option("-o", "--out", help="Folder to write to.")]
@@ -40,6 +43,9 @@ DataOption = Annotated[
     typer.Option(help="key=value of how a CALVIN folder is read, such as actions=actions; repeatable."),
 ]
 Workers = Annotated[int, typer.Option(min=1, help="Worker processes.")]
+
+
+Assets = Annotated[Path | None, typer.Option(help="Folder of CALVIN's assets, in place of CALVIN_ENV_ROOT.")]
 
 
 def main() -> None:
@@ -78,6 +84,12 @@ def _options(pairs: list[str], option: str = "--option") -> dict[str, Any]:
     return options
 
 
+def _use_assets(folder: Path | None) -> None:
+    """Let this process and its workers find CALVIN's assets in ``folder``."""
+    if folder is not None:
+        os.environ["CALVIN_ENV_ROOT"] = str(folder.resolve())
+
+
 def _print_table(title: str, rows: list[dict[str, Any]], columns: list[str]) -> None:
     table = Table(*columns, title=title, title_justify="left")
     for row in rows:
@@ -104,8 +116,10 @@ def record(
     random_fraction: Annotated[float, typer.Option(help="Share of episodes driven by random actions.")] = 0.0,
     image_size: Annotated[int | None, typer.Option(help="Side of the frames in pixels; 64, CALVIN 200.")] = None,
     option: Annotated[list[str], typer.Option(help="key=value for the environment; repeatable.")] = [],  # noqa: B006
+    assets: Assets = None,
 ) -> None:
     """Record trajectories; an interrupted recording continues where it stopped."""
+    _use_assets(assets)
     from latentgym.envs.recording import record as record_episodes
     from latentgym.progress import track_counts
 
@@ -355,9 +369,11 @@ def rollout(
     video: Annotated[Path | None, typer.Option(help="Folder for videos of successes and failures.")] = None,
     videos: Annotated[int, typer.Option(min=0, help="Videos kept of each outcome.")] = 3,
     option: Annotated[list[str], typer.Option(help="key=value for the environment; repeatable.")] = [],  # noqa: B006
+    assets: Assets = None,
     as_json: Json = False,
 ) -> None:
     """Roll a policy out on a fixed list of seeds and count successes."""
+    _use_assets(assets)
     from latentgym.progress import track_counts
     from latentgym.rollouts import evaluate, resolve_policy, rollout_seeds
 
@@ -441,9 +457,32 @@ def encoders(
     _print_table("encoders", rows, ["name", "family", "source", "licence", "parameters", "description"])
 
 
+@assets_app.command("calvin")
+def assets_calvin(
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder to make; the user's cache by default.")] = None,
+    source: Annotated[
+        str | None, typer.Option(help="Folder or local git clone of mees/calvin_env; GitHub by default.")
+    ] = None,
+) -> None:
+    """Fetch CALVIN's scenes at the pinned revision, every file checked."""
+    from latentgym.envs.calvin.assets import default_folder, fetch_assets, instructions
+    from latentgym.progress import track_counts
+
+    with track_counts("fetching CALVIN's assets", None) as progress:
+        folder = fetch_assets(out, source, progress=progress)
+    if not instructions(folder):
+        print("the source holds no instruction sentences; tasks will be named in plain words", file=sys.stderr)
+    print(f"CALVIN's assets are in {folder}")
+    if folder != default_folder():
+        print(f"tell latentgym: export CALVIN_ENV_ROOT={folder.resolve()}")
+
+
 @check_app.command("env")
-def check_environment(env: Annotated[str, typer.Argument(help="Environment id.")]) -> None:
+def check_environment(
+    env: Annotated[str, typer.Argument(help="Environment id.")], assets: Assets = None
+) -> None:
     """Check an environment against the contract; all problems at once."""
+    _use_assets(assets)
     from latentgym.envs.conformance import check_env
 
     _report_problems(env, check_env(env))

@@ -24,6 +24,7 @@ _SOFTWARE_RENDERERS = ("llvmpipe", "softpipe", "swrast", "software")
 EXTRAS: dict[str, tuple[str, ...]] = {
     "metaworld": ("metaworld",),
     "robosuite": ("robosuite", "h5py"),
+    "calvin": ("pybullet",),
     "hf": ("transformers",),
     "timm": ("timm", "torchvision"),
 }

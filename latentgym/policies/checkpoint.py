@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import warnings
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -28,6 +29,8 @@ WEIGHTS_NAME = "weights.safetensors"
 ENCODER_NAME = "encoder"
 # Settings of an environment that change neither what a policy sees nor what its actions mean.
 _IRRELEVANT = frozenset({"pixels", "horizon", "state_names"})
+# Settings that change the look only: another one is allowed, and said.
+_WARNED = frozenset({"renderer"})
 # Settings that say what follows from the others, how data were read, or what each caller decides.
 _NO_OPTIONS = frozenset({"pixels", "state_names", "suite", "data_set"})
 
@@ -70,6 +73,8 @@ class Training:
     def check(self, contract: EnvContract, policy: str, deliberate: Collection[str] = ()) -> None:
         """Refuse an environment that the policy was not trained for; every difference is listed.
 
+        Another renderer than the data's is allowed, with a warning.
+
         Raises:
             LatentGymError: if id, action meaning, control rate or a shared setting differs.
         """
@@ -78,7 +83,15 @@ class Training:
             "action_spec": (self.action_spec, contract.action_spec),
             "control_hz": (self.control_hz, contract.control_hz),
         }
-        shared = (self.settings.keys() & contract.settings.keys()) - _IRRELEVANT - set(deliberate)
+        common = (self.settings.keys() & contract.settings.keys()) - _IRRELEVANT
+        for name in sorted(common & _WARNED):
+            if self.settings[name] != contract.settings[name]:
+                warnings.warn(
+                    f"policy {policy!r} was trained on frames of {name} {self.settings[name]!r} and is evaluated under "
+                    f"{contract.settings[name]!r}, whose frames look different; success may be lower for that alone",
+                    stacklevel=2,
+                )
+        shared = common - _WARNED - set(deliberate)
         pairs |= {name: (self.settings[name], contract.settings[name]) for name in sorted(shared)}
         problems = [f"{name}: trained on {a!r}, found {b!r}" for name, (a, b) in pairs.items() if _json(a) != _json(b)]
         if problems:

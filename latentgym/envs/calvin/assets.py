@@ -106,8 +106,8 @@ def fetch_assets(
 
     Args:
         out: folder to make; the user's cache by default. One that is there and whole is left alone.
-        source: a folder laid out like a checkout of calvin_env, or a local git repository (bare or not) that holds the
-            pinned revision; by default the public repository on GitHub. Instruction sentences belong to another
+        source: a folder laid out like a checkout of calvin_env, or a local git repository (bare or not) with the pinned
+            revision or the same files at its head; by default the public repository on GitHub. Instruction sentences belong to another
             repository, mees/calvin, and are taken from the folder ``annotations`` where a local source has it.
         progress: called with (files done, files in all).
 
@@ -152,7 +152,10 @@ def _checked(repository: str, path: str, entry: Mapping[str, Any], read: _Opener
     if data is None:
         if entry.get("optional"):
             return None  # licences, and sentences: tasks are then named in plain words
-        raise LatentGymError(f"the source of CALVIN's assets lacks {path}; nothing was written")
+        raise LatentGymError(
+            f"the source of CALVIN's assets lacks {path}; nothing was written. Expected a folder laid out like a checkout "
+            f"of mees/calvin_env, or a git repository with its revision {manifest()[repository]['revision'][:7]}"
+        )
     if hashlib.sha256(data).hexdigest() != entry["sha256"]:
         revision = manifest()[repository]["revision"]
         raise LatentGymError(
@@ -180,19 +183,16 @@ def _read_folder(root: Path, repository: str, path: str, original: str) -> bytes
 
 
 def _read_git(root: Path, repository: str, path: str, original: str) -> bytes | None:
+    """From the pinned revision or, where the repository lacks that, from its head: the checksum decides anyway."""
     revision = manifest()[repository]["revision"]
-    command = ["git", "-C", str(root), "cat-file", "blob", f"{revision}:{original}"]
-    try:
-        result = subprocess.run(command, capture_output=True, timeout=_TIMEOUT_S, check=False)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise LatentGymError(f"git could not read {root}: {error}") from error
-    if result.returncode == 0:
-        return result.stdout
-    if repository == "calvin_env":
-        raise LatentGymError(
-            f"{root} is neither a folder of CALVIN's assets nor a git repository with {path} at revision "
-            f"{revision[:7]} of calvin_env ({result.stderr.decode(errors='replace').strip()})"
-        )
+    for name in (f"{revision}:{original}", f"HEAD:{path}"):
+        command = ["git", "-C", str(root), "cat-file", "blob", name]
+        try:
+            result = subprocess.run(command, capture_output=True, timeout=_TIMEOUT_S, check=False)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise LatentGymError(f"git could not read {root}: {error}") from error
+        if result.returncode == 0:
+            return result.stdout
     return None
 
 
