@@ -459,7 +459,9 @@ def encoders(
 
 @assets_app.command("calvin")
 def assets_calvin(
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder to make; the user's cache by default.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Folder to make; the user's cache by default.")
+    ] = None,
     source: Annotated[
         str | None, typer.Option(help="Folder or local git clone of mees/calvin_env; GitHub by default.")
     ] = None,
@@ -478,9 +480,7 @@ def assets_calvin(
 
 
 @check_app.command("env")
-def check_environment(
-    env: Annotated[str, typer.Argument(help="Environment id.")], assets: Assets = None
-) -> None:
+def check_environment(env: Annotated[str, typer.Argument(help="Environment id.")], assets: Assets = None) -> None:
     """Check an environment against the contract; all problems at once."""
     _use_assets(assets)
     from latentgym.envs.conformance import check_env

@@ -28,7 +28,21 @@ FLOORS = (
 )
 LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 # Installed by extras, or slow to import: only inside functions.
-OPTIONAL = {"metaworld", "robosuite", "pybullet", "yaml", "calvin_env", "hydra", "transformers", "timm", "torchvision", "diffusers", "plotly", "ray", "sklearn"}
+OPTIONAL = {
+    "metaworld",
+    "robosuite",
+    "pybullet",
+    "yaml",
+    "calvin_env",
+    "hydra",
+    "transformers",
+    "timm",
+    "torchvision",
+    "diffusers",
+    "plotly",
+    "ray",
+    "sklearn",
+}
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 
 

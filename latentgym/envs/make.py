@@ -1,7 +1,7 @@
 """One door to every environment: :func:`make_env` by id, and :func:`make_expert` for what it made.
 
-Importing this module registers the tabletop and CALVIN ids with Gymnasium, so ``gymnasium.make("latentgym/TabletopReach-v0")``
-works too.
+Importing this module registers the tabletop and CALVIN ids with Gymnasium, so that
+``gymnasium.make("latentgym/TabletopReach-v0")`` works too.
 """
 
 from __future__ import annotations

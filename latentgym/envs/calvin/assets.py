@@ -27,7 +27,7 @@ _SHOWN = 3
 
 @functools.cache
 def manifest() -> dict[str, Any]:
-    """The pinned repositories: ``url`` and ``revision``, and for each file its path there, size in bytes and SHA-256."""
+    """The pinned repositories: ``url``, ``revision``, and for each file its path there, size in bytes and SHA-256."""
     text = importlib.resources.files("latentgym.envs.calvin").joinpath(_MANIFEST_NAME).read_text()
     data: dict[str, Any] = json.loads(text)
     return data
@@ -107,8 +107,9 @@ def fetch_assets(
     Args:
         out: folder to make; the user's cache by default. One that is there and whole is left alone.
         source: a folder laid out like a checkout of calvin_env, or a local git repository (bare or not) with the pinned
-            revision or the same files at its head; by default the public repository on GitHub. Instruction sentences belong to another
-            repository, mees/calvin, and are taken from the folder ``annotations`` where a local source has it.
+            revision or the same files at its head; by default the public repository on GitHub. Instruction sentences
+            belong to another repository, mees/calvin, and are taken from the folder ``annotations`` where a local
+            source has it.
         progress: called with (files done, files in all).
 
     Returns:
@@ -153,8 +154,8 @@ def _checked(repository: str, path: str, entry: Mapping[str, Any], read: _Opener
         if entry.get("optional"):
             return None  # licences, and sentences: tasks are then named in plain words
         raise LatentGymError(
-            f"the source of CALVIN's assets lacks {path}; nothing was written. Expected a folder laid out like a checkout "
-            f"of mees/calvin_env, or a git repository with its revision {manifest()[repository]['revision'][:7]}"
+            f"the source of CALVIN's assets lacks {path}; nothing was written. Expected a folder laid out like a "
+            f"checkout of mees/calvin_env, or a git repository with revision {manifest()[repository]['revision'][:7]}"
         )
     if hashlib.sha256(data).hexdigest() != entry["sha256"]:
         revision = manifest()[repository]["revision"]

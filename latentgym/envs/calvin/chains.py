@@ -51,7 +51,9 @@ def _block_ways(colour: str) -> Iterator[tuple[str, str, list[Way]]]:
         yield f"rotate_{block}_{side}", "move", [(on_table, {})]
         yield f"push_{block}_{side}", "move", [(on_table, {})]
     yield f"lift_{block}_table", "lift_table", [(on_table, held)]
-    cabinet = [({block: f"slider_{side}", "slider": _OTHER_SIDE[side], **free}, held) for side in ("left", "right")]
+    cabinet: list[Way] = [
+        ({block: f"slider_{side}", "slider": _OTHER_SIDE[side], **free}, held) for side in ("left", "right")
+    ]
     yield f"lift_{block}_slider", "lift_slider", cabinet
     yield f"lift_{block}_drawer", "lift_drawer", [({block: "drawer", "drawer": "open", **free}, held)]
 
@@ -111,7 +113,7 @@ def _task_table() -> dict[str, tuple[str, list[Way]]]:
 
 
 OFFICIAL_ORDER: tuple[str, ...] = (
-    *(f"{verb}_{colour}_block_{side}" for verb in ("rotate", "push") for colour in BLOCKS for side in ("right", "left")),
+    *(f"{verb}_{block}_block_{side}" for verb in ("rotate", "push") for block in BLOCKS for side in ("right", "left")),
     *("move_slider_left", "move_slider_right", "open_drawer", "close_drawer"),
     *(f"lift_{colour}_block_{place}" for colour in BLOCKS for place in ("table", "slider", "drawer")),
     *("place_in_slider", "place_in_drawer", "stack_block", "unstack_block"),
@@ -237,7 +239,7 @@ def initial_state(initial_condition: Mapping[str, Any]) -> tuple[NDArray[np.floa
     _check_condition(initial_condition)
     rng = np.random.RandomState(_official_seed(initial_condition))
     table = list(_TABLE_PLACES)
-    rng.shuffle(table)  # type: ignore[arg-type]
+    rng.shuffle(table)
     scene = np.zeros(24)
     scene[SLIDER] = SLIDER_LEFT_M if initial_condition["slider"] == "left" else 0.0
     scene[DRAWER] = DRAWER_OPEN_M if initial_condition["drawer"] == "open" else 0.0

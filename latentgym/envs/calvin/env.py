@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 import string
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal
 
 import gymnasium
 import numpy as np
 from gymnasium import spaces
 from numpy.typing import ArrayLike, NDArray
 
+from latentgym.envs.calvin.actions import ACTION_SPECS, checked_action
 from latentgym.envs.calvin.assets import find_assets, instructions
 from latentgym.envs.calvin.rendering import NATIVE_SIZE, choose_renderer
-from latentgym.envs.calvin.robot import METRES_PER_UNIT, RADIANS_PER_UNIT
 from latentgym.envs.calvin.scene import load_scene
+from latentgym.envs.calvin.simulator import Simulator
 from latentgym.envs.calvin.snapshot import Snapshot
 from latentgym.envs.calvin.start_states import draw_start
 from latentgym.envs.calvin.tasks import predicate, solved_tasks
 from latentgym.envs.calvin.world import CONTROL_HZ, ROBOT_OBS_SIZE, SCENE_OBS_SIZE, World
 from latentgym.envs.contract import EnvContract, Expert
 from latentgym.errors import LatentGymError, UnknownNameError
-from latentgym.trajectories.episode import ActionSpec
 
 HORIZON = 360
 """Steps that the official evaluation gives an instruction."""
@@ -34,62 +33,6 @@ _CAMERAS = ("static", "gripper")
 _RESET_OPTIONS = ("robot_obs", "scene_obs", "task")
 _BACKENDS = ("latentgym", "calvin_env")
 _LONGEST_INSTRUCTION = 200
-_NAMES = ("x", "y", "z", "euler_x", "euler_y", "euler_z", "gripper")
-_UNITS = ("m", "m", "m", "rad", "rad", "rad", "1")
-_GROUPS: dict[str, Any] = {"translation": (0, 1, 2), "rotation": (3, 4, 5), "gripper": (6,), "gripper_close_sign": -1}
-
-ACTION_SPECS = {
-    "relative": ActionSpec(
-        names=_NAMES,
-        frame="world",
-        mode="delta",
-        units=_UNITS,
-        scale=(METRES_PER_UNIT,) * 3 + (RADIANS_PER_UNIT,) * 3 + (1.0,),
-        low=(-1.0,) * 7,
-        high=(1.0,) * 7,
-        **_GROUPS,
-    ),
-    "absolute": ActionSpec(
-        names=_NAMES,
-        frame="world",
-        mode="absolute",
-        units=_UNITS,
-        scale=(1.0,) * 7,
-        low=(-1.0, -1.0, 0.0, *(-math.pi,) * 3, -1.0),
-        high=(1.0, 1.0, 1.5, *(math.pi,) * 3, 1.0),
-        **_GROUPS,
-    ),
-}
-
-
-class Simulator(Protocol):
-    """What the environment asks of a simulator; :class:`~latentgym.envs.calvin.world.World` is ours."""
-
-    def reset(
-        self,
-        rng: np.random.Generator,
-        robot_obs: NDArray[np.float64] | None = None,
-        scene_obs: NDArray[np.float64] | None = None,
-    ) -> None:
-        """Load the world anew and bring it into a state."""
-
-    def step(self, action: NDArray[np.floating], *, relative: bool = True) -> None:
-        """Simulate one control step."""
-
-    def robot_obs(self) -> NDArray[np.float64]:
-        """``(15,)``."""
-
-    def scene_obs(self) -> NDArray[np.float64]:
-        """``(24,)``."""
-
-    def snapshot(self) -> Snapshot:
-        """What the task oracle looks at."""
-
-    def render(self, camera: str) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-        """Frame and depth of one camera."""
-
-    def close(self) -> None:
-        """Free what it holds."""
 
 
 class CalvinEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
@@ -186,8 +129,9 @@ class CalvinEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
             settings=settings,
         )
         spec = self.contract.action_spec
-        self._actions = spaces.Box(np.array(spec.low, np.float32), np.array(spec.high, np.float32), dtype=np.float32)
-        self.action_space = self._actions
+        self.action_space = spaces.Box(
+            np.array(spec.low, np.float32), np.array(spec.high, np.float32), dtype=np.float32
+        )
         self.observation_space: spaces.Space[Any] = self._observation_space()
 
     def _observation_space(self) -> spaces.Dict:
@@ -206,7 +150,7 @@ class CalvinEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
 
     @property
     def instruction(self) -> str:
-        """The current task's sentence in the official evaluation; its name in words where the assets hold no sentences."""
+        """The current task's sentence in the official evaluation; its name in words if the assets hold no sentences."""
         if self.task is None:
             return ""
         return self._sentences.get(self.task, [self.task.replace("_", " ")])[0]
@@ -266,25 +210,10 @@ class CalvinEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         """
         if self._steps >= self.contract.horizon:
             raise LatentGymError(f"{self.env_id}: the episode is over (or never began); call reset first")
-        self.simulator.step(self._checked_action(action), relative=self._relative)
+        self.simulator.step(checked_action(action, self.contract), relative=self._relative)
         self._steps += 1
         success = self._solved()
         return self._observe(), float(success), False, self._steps >= self.contract.horizon, {"is_success": success}
-
-    def _checked_action(self, action: ArrayLike) -> NDArray[np.floating]:
-        values = np.asarray(action)
-        # Computed with in its own precision, as the original does.
-        values = values if values.dtype in (np.float32, np.float64) else values.astype(np.float64)
-        if values.shape != self._actions.shape:
-            raise LatentGymError(f"{self.env_id}: an action has shape {self._actions.shape}, found {values.shape}")
-        if not np.isfinite(values).all():
-            raise LatentGymError(f"{self.env_id}: action {values.tolist()} holds NaN or infinite values")
-        if (values < self._actions.low).any() or (values > self._actions.high).any():
-            limits = "-1 to 1" if self._relative else f"{self._actions.low.tolist()} to {self._actions.high.tolist()}"
-            raise LatentGymError(
-                f"{self.env_id}: action {values.tolist()} leaves the action space, {limits}; clip it, or check its units"
-            )
-        return values
 
     def _solved(self) -> bool:
         if self.task is None or self._start is None:

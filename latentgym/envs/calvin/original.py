@@ -93,7 +93,7 @@ class OriginalWorld:
     """
 
     def __init__(self, scene: str, cameras: Sequence[str], *, egl: bool) -> None:
-        module = _import_original()
+        _import_original()
         if import_pybullet().isConnected(0):
             raise LatentGymError(
                 "backend='calvin_env' must be the first CALVIN environment of its process: the original does not say "
@@ -123,7 +123,7 @@ class OriginalWorld:
         env.robot.reset(robot_obs)
         env.p.stepSimulation(physicsClientId=env.cid)
 
-    def step(self, action: NDArray[np.floating], *, relative: bool = True) -> None:
+    def step(self, action: NDArray[np.floating[Any]], *, relative: bool = True) -> None:
         """One control step, without rendering."""
         action = np.array(action)
         action[6] = 1 if action[6] > 0 else -1
@@ -166,6 +166,16 @@ class OriginalWorld:
             doors={name: door["current_state"] for name, door in scene["doors"].items()},
             lights={name: bool(light["logical_state"]) for name, light in scene["lights"].items()},
         )
+
+    def target_pose(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Position (m) and Euler angles (rad) of the robot's target."""
+        return np.array(self._env.robot.target_pos), np.array(self._env.robot.target_orn)
+
+    def link_box(self, link: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Lowest and highest corner ``(3,)`` in metres of the box around one link of the table."""
+        (table,) = self._env.scene.fixed_objects
+        low, high = self._env.p.getAABB(table.uid, table.info_dict["links"][link], physicsClientId=self._env.cid)
+        return np.array(low), np.array(high)
 
     def render(self, camera: str) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
         """Frame and depth of one camera.

@@ -74,7 +74,7 @@ class Cameras:
         )
 
     def render(self, camera: str, robot: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-        """Frame ``(S, S, 3)`` uint8 and depth ``(S, S)`` float32 in metres of one camera; ``robot`` carries the hand's."""
+        """Frame ``(S, S, 3)`` uint8 and depth ``(S, S)`` float32 in metres; ``robot`` carries the gripper's camera."""
         size = self._sizes[camera]
         view = self._static_view if camera == "static" else self._gripper_view(robot)
         image = self._client.getCameraImage(

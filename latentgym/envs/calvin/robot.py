@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -96,7 +97,7 @@ class Robot:
         position, euler = self.tcp_pose()
         self._target_position, self._target_euler = np.array(position), np.array(euler)
 
-    def move_by(self, action: NDArray[np.floating]) -> None:
+    def move_by(self, action: NDArray[np.floating[Any]]) -> None:
         """Move the target by a relative action ``(7,)``; it is computed with in the action's own precision."""
         self._target_position += action[:3] * METRES_PER_UNIT
         self._target_euler += action[3:6] * RADIANS_PER_UNIT
@@ -105,9 +106,7 @@ class Robot:
     def move_to(self, position: ArrayLike, euler: ArrayLike, gripper: float) -> None:
         """Drive towards a pose of the tool centre point and open (1) or close (-1) the gripper."""
         orientation = self._client.pybullet.getQuaternionFromEuler(euler)
-        joints = self._client.calculateInverseKinematics(
-            self.uid, _TCP_LINK, position, orientation, *self._null_space
-        )
+        joints = self._client.calculateInverseKinematics(self.uid, _TCP_LINK, position, orientation, *self._null_space)
         joints = np.clip(joints[: len(_ARM_JOINTS)], _LOWER_LIMITS, _UPPER_LIMITS)
         for index in _ARM_JOINTS:
             self._hold(index, joints[index], _MAX_FORCE, _MAX_VELOCITY)
@@ -126,6 +125,10 @@ class Robot:
             force=force,
             maxVelocity=velocity,
         )
+
+    def target_pose(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Position in metres and Euler angles in rad that relative actions have led the target to."""
+        return self._target_position.copy(), self._target_euler.copy()
 
     def tcp_pose(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Position in metres and Euler angles in rad of the tool centre point."""

@@ -29,7 +29,7 @@ class Joint:
         self._client, self._body = client, body
         infos = [client.getJointInfo(body, index) for index in range(client.getNumJoints(body))]
         self._index = next(index for index, info in enumerate(infos) if info[1].decode() == name)
-        self._middle = sum(infos[self._index][8:10]) / 2
+        self._middle = float(sum(infos[self._index][8:10])) / 2
         self._brake()
 
     def _brake(self) -> None:
@@ -72,9 +72,7 @@ class Light:
     def switch(self, on: bool) -> None:
         """Turn it on or off."""
         self.on = on
-        self._client.changeVisualShape(
-            self._body, self._link, rgbaColor=list(self._colour if on else _SWITCHED_OFF)
-        )
+        self._client.changeVisualShape(self._body, self._link, rgbaColor=list(self._colour if on else _SWITCHED_OFF))
 
     def reset(self, state: float) -> None:
         """Turn it on (1) or off (0).

@@ -11,6 +11,7 @@ import functools
 from collections.abc import Callable, Collection, Mapping
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from latentgym.envs.calvin.scene import BLOCKS
@@ -26,8 +27,8 @@ _STILL = 1.0
 """Speed (m/s or rad/s, per axis) below which a stacked block counts as at rest."""
 
 
-def _moved(block: str, start: Snapshot, now: Snapshot) -> np.ndarray:
-    return np.array(now.blocks[block].position) - np.array(start.blocks[block].position)
+def _moved(block: str, start: Snapshot, now: Snapshot) -> NDArray[np.float64]:
+    return np.subtract(now.blocks[block].position, start.blocks[block].position, dtype=np.float64)
 
 
 def rotated(block: str, degrees: float, start: Snapshot, now: Snapshot) -> bool:
@@ -128,12 +129,15 @@ def unstacked(start: Snapshot, now: Snapshot) -> bool:
 def _block_tasks(colour: str) -> dict[str, Predicate]:
     block = f"block_{colour}"
     lifts = {"table": (0.05, "base_link"), "slider": (0.03, "plank_link"), "drawer": (0.05, "drawer_link")}
-    return {
+    moves: dict[str, Predicate] = {
         f"rotate_{colour}_block_right": functools.partial(rotated, block, -60),
         f"rotate_{colour}_block_left": functools.partial(rotated, block, 60),
         f"push_{colour}_block_right": functools.partial(pushed, block, 0.1),
         f"push_{colour}_block_left": functools.partial(pushed, block, -0.1),
-    } | {f"lift_{colour}_block_{place}": functools.partial(lifted, block, *how) for place, how in lifts.items()}
+    }
+    return moves | {
+        f"lift_{colour}_block_{place}": functools.partial(lifted, block, *how) for place, how in lifts.items()
+    }
 
 
 TASKS: Mapping[str, Predicate] = {name: test for colour in BLOCKS for name, test in _block_tasks(colour).items()} | {

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -154,7 +155,7 @@ class World:
         euler = rng.uniform([0, 0, -np.pi], [0, 0, np.pi])
         return position, np.array(self.client.pybullet.getQuaternionFromEuler(euler))
 
-    def step(self, action: NDArray[np.floating], *, relative: bool = True) -> None:
+    def step(self, action: NDArray[np.floating[Any]], *, relative: bool = True) -> None:
         """Simulate one control step of 1/30 s.
 
         Args:
@@ -192,6 +193,15 @@ class World:
             doors={name: door.position for name, door in self._doors.items()},
             lights={name: light.on for name, light in self._lights.items()},
         )
+
+    def target_pose(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Position (m) and Euler angles (rad) of the robot's target."""
+        return self.robot.target_pose()
+
+    def link_box(self, link: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Lowest and highest corner ``(3,)`` in metres of the box around one link of the table."""
+        low, high = self.client.getAABB(self._table, self._table_links[link])
+        return np.array(low), np.array(high)
 
     def render(self, camera: str) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
         """Frame ``(S, S, 3)`` uint8 and depth ``(S, S)`` float32 in metres of one camera."""
