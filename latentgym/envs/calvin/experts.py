@@ -16,6 +16,7 @@ from latentgym.errors import LatentGymError
 _ABOVE_M = 0.62
 _TABLE_BLOCK_Z = 0.46
 _ALONG_Y_YAW = 0.0
+_SWITCH_TILT = 0.7
 
 
 def _lifted_away(hand: Hand) -> Motion:
@@ -82,17 +83,28 @@ def press_button(hand: Hand) -> Motion:
     yield from hand.go((x, y, 0.55), REST_YAW, near_m=0.02)
 
 
+_UP_THE_SLOPE = np.array([0.0, 0.5, 0.866])
+_OFF_THE_SLOPE = np.array([0.0, -0.866, 0.5])
+
+
 def move_switch(hand: Hand, on: bool) -> Motion:
-    """Grip the lever and carry it along its slope."""
+    """Push the lever's bar up or down its slope with the closed fingers, hand tilted towards it."""
     low, high = hand.link("switch_link")
-    x, y, z = (low[0] + high[0]) / 2, low[1] + 0.022, (low[2] + high[2]) / 2 + 0.01
-    hand.gripper = OPEN
-    yield from _over(hand, x, y, _ALONG_Y_YAW, 0.70)
-    yield from hand.go((x, y, z), _ALONG_Y_YAW)
-    yield from hand.grip(CLOSED)
-    travel = 0.1 if on else -0.1
-    yield from hand.go((x, y + 0.5 * travel, z + 0.85 * travel), _ALONG_Y_YAW, speed=0.3)
-    yield from hand.grip(OPEN)
+    bar = np.array([(low[0] + high[0]) / 2, low[1] + 0.024, low[2] + 0.043])
+    sign = 1 if on else -1
+    beside = bar - sign * 0.06 * _UP_THE_SLOPE
+    before = hand.lightbulb
+    hand.gripper = CLOSED
+    yield from _lifted_away(hand)
+    hand.tilt = _SWITCH_TILT
+    yield from hand.go(beside + 0.1 * _OFF_THE_SLOPE, REST_YAW, near_m=0.015)
+    yield from hand.go(beside, REST_YAW, near_m=0.01)
+    for _ in range(60):
+        if hand.lightbulb != before:
+            break
+        yield hand.towards(bar + sign * 0.14 * _UP_THE_SLOPE, REST_YAW, 0.4)
+    yield from hand.go(hand.position + 0.1 * _OFF_THE_SLOPE, REST_YAW, near_m=0.03)
+    hand.tilt = 0.0
 
 
 def _grasp_yaw(hand: Hand, colour: str) -> float:

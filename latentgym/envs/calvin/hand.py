@@ -32,11 +32,16 @@ class Hand:
 
     Args:
         env: the unwrapped CALVIN environment.
+
+    Attributes:
+        gripper: the command that goes with every action, open (1) or closed (-1).
+        tilt: angle in rad by which the hand, at rest yaw, points away from the robot instead of straight down.
     """
 
     def __init__(self, env: Any) -> None:
         self._env, self._simulator = env, env.simulator
-        self.gripper = 1.0
+        self.gripper = OPEN
+        self.tilt = 0.0
 
     @property
     def position(self) -> Vector:
@@ -112,13 +117,13 @@ class Hand:
         return low, high
 
     def towards(self, position: ArrayLike, yaw: float | None, speed: float = 1.0) -> NDArray[np.float32]:
-        """The action that brings the target closer to a place, hand pointing down."""
+        """The action that brings the target closer to a place and to the hand's tilt."""
         here, euler = self._simulator.target_pose()
         action = np.zeros(7)
         step = (np.asarray(position) - here) / METRES_PER_UNIT
         # Along a straight line: the longest component is what the limit cuts.
         action[:3] = step * min(1.0, speed * _MOVE_LIMIT / max(np.abs(step).max(), 1e-9))
-        goal = np.array([wrapped(_DOWN_ROLL, euler[0]), 0.0, euler[2] if yaw is None else yaw])
+        goal = np.array([wrapped(_DOWN_ROLL, euler[0]), -self.tilt, euler[2] if yaw is None else yaw])
         action[3:6] = np.clip((goal - euler) / RADIANS_PER_UNIT, -_TURN_LIMIT, _TURN_LIMIT)
         action[6] = self.gripper
         return np.clip(action, -1.0, 1.0).astype(np.float32)
