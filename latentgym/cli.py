@@ -414,7 +414,7 @@ def link(
 
 @app.command()
 def study(
-    source: Annotated[str, typer.Argument(help="quickstart, smoke, standard, or a TOML file.")],
+    source: Annotated[str, typer.Argument(help="quickstart, smoke, standard, paper, or a TOML file.")],
     out: Out,
     seed: Annotated[int | None, typer.Option(help="Root seed, in place of the configuration's.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Worker processes; one per core by default.")] = None,
@@ -429,6 +429,22 @@ def study(
         print(f"leaving out {name}: {reason}", file=sys.stderr)
     report = run_study(source, out, seed=seed, workers=workers, weights=found)
     print(f"report: {report}")
+
+
+@app.command()
+def claims(
+    results: Annotated[list[Path], typer.Argument(help="Folders of finished studies.")],
+    as_json: Json = False,
+) -> None:
+    """Evaluate the pre-declared claims on finished studies."""
+    from latentgym.studies.claims import claims_of
+
+    rows = [claim.to_dict() for claim in claims_of(*results)]
+    if as_json:
+        _print_json(rows)
+        return
+    columns = ["claim", "scope", "benchmark", "part", "value", "low", "high", "n_runs", "verdict", "reason"]
+    _print_table("claims", rows, columns)
 
 
 @app.command()

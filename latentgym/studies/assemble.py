@@ -22,6 +22,7 @@ from latentgym.statistics import (
     wilson_interval,
 )
 from latentgym.studies.config import StudyConfig
+from latentgym.studies.evidence import is_evidence, replicate_name
 from latentgym.studies.plan import EncoderUse, SuitePlan
 
 SUPERVISED_REFERENCE = "inverse_dynamics"
@@ -104,7 +105,7 @@ def measure(plan: SuitePlan, root: Path) -> list[Measured]:
         if decoded is not None:
             rows += read_rows(decoded / "rows.json")
             replicates |= load_file(decoded / "replicates.safetensors")
-        outcome_by_seed = success[(use.name, env, use.seed, use.checkpoint)]
+        outcome_by_seed = success.get((use.name, env, use.seed, use.checkpoint), {})
         measured.append(Measured(use, env, rows, replicates, outcome_by_seed))
     return measured
 
@@ -200,12 +201,24 @@ def _baseline_rows(plan: SuitePlan, root: Path) -> Iterator[Row]:
         )  # fmt: skip
 
 
+def claim_replicates(measured: Sequence[Measured]) -> dict[str, NDArray[np.float64]]:
+    """Bootstrap replicates of every row that claims rest on, by the name that evidence looks them up by."""
+    found = {}
+    for item in measured:
+        for row in item.rows:
+            columns = (row.metric, row.readout, row.input, row.k, row.subset, row.condition)
+            key = "|".join(str(part) for part in columns if part is not None)
+            if row.checkpoint is None and is_evidence(row.to_dict()) and key in item.replicates:
+                found[replicate_name(row.to_dict())] = item.replicates[key]
+    return found
+
+
 def link_points(measured: Sequence[Measured], config: StudyConfig, parameters: dict[str, int]) -> list[LinkPoint]:
     """The points of the link: encoders that read pixels, whatever their family; floors of raw input stay out."""
     out_of_link = {"pixels", *config.references}
     points = []
     for item in measured:
-        if item.use.name in out_of_link:
+        if item.use.name in out_of_link or not item.success:
             continue
         values = {proxy: item.value(proxy) for proxy in PROXIES}
         known = {proxy: value for proxy, value in values.items() if value is not None}

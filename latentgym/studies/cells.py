@@ -20,7 +20,7 @@ from latentgym.envs.recording import record
 from latentgym.policies import Policy, load_policy, train_policy
 from latentgym.policies.baselines import ConstantPolicy, ExpertPolicy, RandomPolicy
 from latentgym.policies.convnet import train_convnet_policy
-from latentgym.probes import fidelity, probe, probe_floors
+from latentgym.probes import fidelity, probe, probe_floors, robustness
 from latentgym.results import Row
 from latentgym.rollouts import evaluate
 from latentgym.seeding import derive_seed
@@ -169,7 +169,22 @@ def run_offline(task: Task) -> None:
         seed=derive_seed(task.seed, "probe", params["env"]),
         cache=cache,
     )
-    rows, cloned = list(result.rows), []
+    rows, replicates, cloned = list(result.rows), dict(result.replicates), []
+    if params.get("robustness"):
+        under = robustness(
+            dataset,
+            encoder,
+            split=split,
+            conditions=tuple(params["robustness"]),
+            stresses=(),
+            seed=derive_seed(task.seed, "robustness", params["env"]),
+            cache=cache,
+            replicates=settings["replicates"],
+            folds=settings["folds"],
+        )
+        # Clean scores come again with them, on the same resamples.
+        rows += [row for row in under.rows if row.condition is not None]
+        replicates |= {key: values for key, values in under.replicates.items() if key not in replicates}
     for policy_seed in params["policy_seeds"]:
         policy = train_policy(
             dataset,
@@ -184,7 +199,9 @@ def run_offline(task: Task) -> None:
         rows += [dataclasses.replace(row, policy_seed=policy_seed) for row in policy.rows()]
         cloned.append(policy.score.replicates(settings["replicates"], task.seed))
     _write_rows(task, rows)
-    _write_replicates(task, {**result.replicates, "cloning_r2|policy": np.mean(cloned, axis=0)})
+    if cloned:
+        replicates["cloning_r2|policy"] = np.mean(cloned, axis=0)
+    _write_replicates(task, replicates)
     write_json(task.out / "encoder.json", _encoder_facts(task, encoder))
     if not keeps_features:
         shutil.rmtree(task.out / "features", ignore_errors=True)

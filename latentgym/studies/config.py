@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from latentgym.errors import LatentGymError, UnknownNameError
 from latentgym.probes.inverse_dynamics import CONTROLS, DEFAULT_CONTROLS
+from latentgym.probes.robustness import parse_condition
 
 
 class _Section(BaseModel):
@@ -29,12 +30,13 @@ class Suite(_Section):
         random_fraction: share of them driven by random actions.
         policy: behaviour policy of the others.
         demonstrations: training demonstrations that the cloning heads may use (fewer separate encoders better).
-        rollouts: paired rollouts per policy.
+        rollouts: paired rollouts per policy; 0 leaves policies and rollouts out.
         pretraining_seeds: one pretraining run per family and seed.
         pretraining_steps: optimiser steps of a pretraining run.
         checkpoints: steps at which intermediate checkpoints are kept, probed and rolled out.
         policy_seeds: seeds of the cloning heads on final checkpoints; intermediate ones use the first.
         convnet_baseline: also train a policy end to end from pixels.
+        optional: leave the suite out, with a warning, where its environments cannot be made here.
     """
 
     name: str
@@ -45,12 +47,20 @@ class Suite(_Section):
     random_fraction: float = Field(0.5, ge=0.0, le=0.9)
     policy: str = "noisy-expert"
     demonstrations: int = Field(30, ge=1)
-    rollouts: int = Field(50, ge=2)
+    rollouts: int = Field(50, ge=0)
     pretraining_seeds: tuple[int, ...] = (0,)
     pretraining_steps: int = Field(800, ge=1)
     checkpoints: tuple[int, ...] = ()
     policy_seeds: tuple[int, ...] = (0,)
     convnet_baseline: bool = False
+    optional: bool = False
+
+    @field_validator("rollouts")
+    @classmethod
+    def _none_or_several(cls, rollouts: int) -> int:
+        if rollouts == 1:
+            raise ValueError("expected 0, or at least 2 for a rate with an interval")
+        return rollouts
 
     @model_validator(mode="after")
     def _checkpoints_inside(self) -> Suite:
@@ -76,6 +86,12 @@ class ProbeSettings(_Section):
     mlp_seeds: int = Field(3, ge=1)
     replicates: int = Field(1000, ge=10)
     controls: tuple[str, ...] = DEFAULT_CONTROLS
+
+
+class RobustnessSettings(_Section):
+    """Corruptions of test clips that final checkpoints are scored under, such as ``"noise_015"``; none by default."""
+
+    conditions: tuple[str, ...] = ()
 
 
 class FidelitySettings(_Section):
@@ -126,6 +142,7 @@ class StudyConfig(_Section):
         references: encoders that read the simulator or proprioception; nothing need beat them.
         weights: further encoders by folder or hub id, as ``name = "source"``.
         suites: groups of environments.
+        claims: also evaluate the claims of :mod:`latentgym.studies.claims`.
     """
 
     name: str
@@ -135,8 +152,10 @@ class StudyConfig(_Section):
     references: tuple[str, ...] = ("proprio", "state")
     weights: dict[str, str] = Field(default_factory=dict)
     suites: tuple[Suite, ...] = Field(min_length=1)
+    claims: bool = False
     pretraining: PretrainingSettings = PretrainingSettings()
     probe: ProbeSettings = ProbeSettings()
+    robustness: RobustnessSettings = RobustnessSettings()
     fidelity: FidelitySettings = FidelitySettings()
     policy: PolicySettings = PolicySettings()
     rollout: RolloutSettings = RolloutSettings()
@@ -158,6 +177,8 @@ class StudyConfig(_Section):
         for name in self.objectives:
             if name not in OBJECTIVES:
                 raise UnknownNameError("pretraining objective", name, OBJECTIVES)
+        for condition in self.robustness.conditions:
+            parse_condition(condition)
         for role, names, known in (
             ("control", self.probe.controls, CONTROLS),
             ("floor encoder", self.floors, ("random", "pixels")),
@@ -224,6 +245,7 @@ def _section_at(location: tuple[int | str, ...]) -> type[BaseModel]:
         "suites": Suite,
         "pretraining": PretrainingSettings,
         "probe": ProbeSettings,
+        "robustness": RobustnessSettings,
         "fidelity": FidelitySettings,
         "policy": PolicySettings,
         "rollout": RolloutSettings,

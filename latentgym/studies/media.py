@@ -76,6 +76,8 @@ def _save_picture(picture: NDArray[np.uint8], root: Path, name: str) -> str:
 
 def _videos(plan: SuitePlan, root: Path) -> Iterator[dict[str, Any]]:
     """Videos of final checkpoints at the first pretraining and policy seed, and of the baseline policies."""
+    if not plan.rollouts:
+        return
     first = (plan.suite.pretraining_seeds[0], plan.suite.policy_seeds[0])
     cells = [
         (use.name, env, cell)

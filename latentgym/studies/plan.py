@@ -104,11 +104,13 @@ def _plan_suite(config: StudyConfig, suite: Suite, digests: Mapping[str, str]) -
                 plan.rollouts.append((use, env, policy_seed, cell))
     for env in suite.envs:
         plan.floors.append((env, _floors_cell(config, env, plan.data[env])))
-        plan.baselines += _baselines(config, suite, env, plan.data[env])
+        plan.baselines += _baselines(config, suite, env, plan.data[env]) if suite.rollouts else ()
     return plan
 
 
 def _policy_seeds(suite: Suite, use: EncoderUse) -> tuple[int, ...]:
+    if not suite.rollouts:
+        return ()
     return suite.policy_seeds if use.checkpoint is None else suite.policy_seeds[:1]
 
 
@@ -176,7 +178,10 @@ def _offline_cell(config: StudyConfig, suite: Suite, env: str, data: Cell, use: 
         "policy_seeds": list(_policy_seeds(suite, use)),
         "demonstrations": suite.demonstrations,
     }
-    return Cell("offline", f"probe and clone {use.label} on {env}", params, {"data": data, **use.inputs})
+    if config.robustness.conditions and use.checkpoint is None and use.name not in config.references:
+        params["robustness"] = list(config.robustness.conditions)
+    verb = "probe and clone" if suite.rollouts else "probe"
+    return Cell("offline", f"{verb} {use.label} on {env}", params, {"data": data, **use.inputs})
 
 
 def _probe_params(config: StudyConfig, use: EncoderUse) -> dict[str, Any]:

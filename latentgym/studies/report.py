@@ -102,6 +102,7 @@ def _context(study_dir: Path, results: Mapping[str, Any], run: Mapping[str, Any]
     return {
         "study": results.get("study") or run.get("study") or study_dir.name,
         "answer": summary.answer(links),
+        "claims": _claims(results.get("claims") or []),
         "counts": _counts(rows, summaries, envs),
         "checks": _checks(summaries, envs),
         "envs": envs,
@@ -128,6 +129,20 @@ def _context(study_dir: Path, results: Mapping[str, Any], run: Mapping[str, Any]
         "figures": _script_json(figures),
         "figures_present": {name: bool(content) for name, content in figures.items()},
     }
+
+
+def _claims(claims: Iterable[Row]) -> list[dict[str, Any]]:
+    """Claims in order, each with its own verdict, then its terms and what each benchmark says."""
+    own = [c for c in claims if c["benchmark"] == "all" and c["part"] is None]
+    return [
+        {
+            **claim,
+            "natural": [c for c in own if c["claim"] == claim["claim"] and c["scope"] != claim["scope"]],
+            "details": [c for c in claims if c["claim"] == claim["claim"] and c not in own],
+        }
+        for claim in own
+        if claim["scope"] == own[0]["scope"]
+    ]
 
 
 def _counts(rows: Iterable[Row], summaries: Sequence[EncoderSummary], envs: Sequence[str]) -> dict[str, int]:

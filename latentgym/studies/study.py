@@ -7,23 +7,30 @@ import platform
 import shlex
 import sys
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from numpy.typing import NDArray
+from safetensors.numpy import save
 
-from latentgym.artifacts import content_key, write_json
+from latentgym.artifacts import atomic_write, content_key, write_json
 from latentgym.encoders import load_encoder
 from latentgym.envs import make_env
+from latentgym.errors import LatentGymError
 from latentgym.results import Row
 from latentgym.rollouts.link import LinkRow, link, write_points
 from latentgym.seeding import derive_seed
-from latentgym.studies.assemble import all_rows, link_points, measure
+from latentgym.studies.assemble import all_rows, claim_replicates, link_points, measure
+from latentgym.studies.claims import evaluate
 from latentgym.studies.config import StudyConfig, load_config
 from latentgym.studies.engine import CellRecord, run_cells, study_lock
+from latentgym.studies.evidence import REPLICATES_NAME, Evidence, benchmark_of
 from latentgym.studies.media import encoder_facts, gather_media
 from latentgym.studies.plan import SuitePlan, plan_study
 from latentgym.studies.progress import StudyProgress
@@ -66,7 +73,7 @@ def run_study(
     root = Path(out)
     start_s = time.perf_counter()
     with study_lock(root):
-        digests = _preflight(config)
+        config, digests = _preflight(config)
         plans = plan_study(config, digests)
         cells = [cell for plan in plans for cell in plan.cells()]
         with StudyProgress(config.name, len({cell.key for cell in cells})) as progress:
@@ -81,16 +88,28 @@ def _available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _preflight(config: StudyConfig) -> dict[str, str]:
+def _preflight(config: StudyConfig) -> tuple[StudyConfig, dict[str, str]]:
     """Make every environment and load every outside encoder once, so that what is missing shows before any work.
 
     Returns:
-        Digest of each outside encoder's weights and preprocessing.
+        The study without the optional suites that cannot be had here, and the digest of each outside encoder's weights
+        and preprocessing.
     """
+    suites = []
     for suite in config.suites:
-        for env_id in suite.envs:
-            make_env(env_id, image_size=suite.image_size, pixels=False, **suite.env_options).close()
-    return {name: content_key(load_encoder(source).spec) for name, source in config.weights.items()}
+        try:
+            for env_id in suite.envs:
+                make_env(env_id, image_size=suite.image_size, pixels=False, **suite.env_options).close()
+        except LatentGymError as error:
+            if not suite.optional:
+                raise
+            warnings.warn(f"leaving out the optional suite {suite.name!r}: {error}", stacklevel=2)
+        else:
+            suites.append(suite)
+    if not suites:
+        raise LatentGymError("every suite of this study is optional and none can be had here")
+    config = config.model_copy(update={"suites": tuple(suites)})
+    return config, {name: content_key(load_encoder(source).spec) for name, source in config.weights.items()}
 
 
 def _write_results(
@@ -103,19 +122,27 @@ def _write_results(
 ) -> Path:
     rows: list[Row] = []
     points = []
+    replicates: dict[str, NDArray[np.float64]] = {}
     encoders = encoder_facts(plans, root)
     parameters = {item["name"]: int(item["parameters"]) for item in encoders}
     for plan in plans:
         measured = measure(plan, root)
         rows += all_rows(plan, measured, root, config)
         points += link_points(measured, config, parameters)
-    linked = link(points, seed=derive_seed(config.seed, "link"), replicates=config.link.replicates)
-    results = {
+        replicates |= claim_replicates(measured) if config.claims else {}
+    seed = derive_seed(config.seed, "link")
+    linked = link(points, seed=seed, replicates=config.link.replicates) if points else []
+    results: dict[str, Any] = {
         "schema": SCHEMA,
         "study": config.name,
         "rows": [row.to_dict() for row in rows],
         "link": [_link_dict(row) for row in linked],
     }
+    if config.claims:
+        benchmarks = [benchmark_of(suite.model_dump()) for suite in config.suites]
+        evidence = Evidence([row.to_dict() for row in rows], benchmarks, replicates)
+        results["claims"] = [claim.to_dict() for claim in evaluate(evidence)]
+        atomic_write(root / REPLICATES_NAME, save(replicates))
     write_json(root / "results.json", results)
     write_points(root / "link_points.json", points)
     _write_parquet(root / "results.parquet", rows)
