@@ -252,14 +252,14 @@ def _context(places: Places) -> Iterator[Claim]:
     if not parts:
         yield from rows
         return
-    gain = mean_effect([runs.effect for runs in parts])
-    if rows[0].verdict == SUPPORTED and gain.interval()[0] <= 0:
+    context = mean_effect([runs.effect for runs in parts])
+    if rows[0].verdict == SUPPORTED and context.interval()[0] <= 0:
         # More than the latent step is not yet a gain: both may be losses.
         rows[0] = dataclasses.replace(rows[0], verdict=INCONCLUSIVE, reason="temporal context itself shows no gain")
     yield rows[0]
-    step = mean_effect([runs.effect for runs in steps if _usable(runs)])
-    yield _row("c", gain, rows[0].n_runs, part="temporal context: masked video, pixel − masked image")
-    yield _row("c", step, rows[0].n_runs, part="latent target: masked video, latent − masked video, pixel")
+    latent_target = mean_effect([runs.effect for runs in steps if _usable(runs)])
+    yield _row("c", context, rows[0].n_runs, part="temporal context: masked video, pixel − masked image")
+    yield _row("c", latent_target, rows[0].n_runs, part="latent target: masked video, latent − masked video, pixel")
     yield from rows[1:]
 
 

@@ -147,7 +147,8 @@ class Evidence:
         if row.get("low") is None or row.get("high") is None:
             return np.full(_SYNTHETIC, float(row["value"]))
         rng = numpy_generator(0, "claims", name)
-        return float(row["value"]) + (row["high"] - row["low"]) / 3.92 * rng.standard_normal(_SYNTHETIC)
+        drawn: Array = float(row["value"]) + (row["high"] - row["low"]) / 3.92 * rng.standard_normal(_SYNTHETIC)
+        return drawn
 
 
 def is_evidence(row: Row) -> bool:

@@ -14,6 +14,7 @@ from latentgym.artifacts import atomic_write, read_json
 from latentgym.errors import CorruptDataError
 from latentgym.studies import summary
 from latentgym.studies.summary import EncoderSummary, Estimate, Row
+from latentgym.studies.tables import control_table, pareto_table, robustness_table
 from latentgym.studies.wording import (
     METRICS,
     format_compact,
@@ -102,6 +103,9 @@ def _context(study_dir: Path, results: Mapping[str, Any], run: Mapping[str, Any]
     return {
         "study": results.get("study") or run.get("study") or study_dir.name,
         "answer": summary.answer(links),
+        "controls": control_table(rows, summaries),
+        "robustness": robustness_table(rows, summaries),
+        "membership": pareto_table(rows, summaries),
         "claims": _claims(results.get("claims") or []),
         "counts": _counts(rows, summaries, envs),
         "checks": _checks(summaries, envs),

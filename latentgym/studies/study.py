@@ -35,6 +35,7 @@ from latentgym.studies.media import encoder_facts, gather_media
 from latentgym.studies.plan import SuitePlan, plan_study
 from latentgym.studies.progress import StudyProgress
 from latentgym.studies.report import write_report
+from latentgym.studies.tables import membership_rows
 from latentgym.trajectories import open_dataset
 
 SCHEMA = 1
@@ -128,6 +129,7 @@ def _write_results(
     for plan in plans:
         measured = measure(plan, root)
         rows += all_rows(plan, measured, root, config)
+        rows += membership_rows(measured, plan.suite.name, config.seed)
         points += link_points(measured, config, parameters)
         replicates |= claim_replicates(measured) if config.claims else {}
     seed = derive_seed(config.seed, "link")

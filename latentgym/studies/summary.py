@@ -163,7 +163,7 @@ def _summary(name: str, family: str, rows: Sequence[Row], envs: Sequence[str], e
         parts = [estimates[metric] for estimates in by_env.values() if metric in estimates]
         # A mean over fewer tasks than the others' would not be comparable with them.
         if metric not in overall and parts and (len(parts) == len(envs) or metric == "psnr_db"):
-            overall[metric] = _over_tasks(parts)
+            overall[metric] = over_tasks(parts)
     return EncoderSummary(
         name=name,
         family=family,
@@ -181,7 +181,7 @@ def _estimates(rows: Sequence[Row], env: str) -> dict[str, Estimate]:
         if metric == "success_rate":
             estimate = success_of(chosen)
         else:
-            estimate = _combine(chosen, independent=False) if chosen else None
+            estimate = combine(chosen, independent=False) if chosen else None
         if estimate is not None:
             found[metric] = estimate
     if "temporal_gain" not in found and {"action_r2", "single_frame_r2"} <= found.keys():
@@ -189,16 +189,16 @@ def _estimates(rows: Sequence[Row], env: str) -> dict[str, Estimate]:
     return found
 
 
-def _over_tasks(parts: Sequence[Estimate]) -> Estimate:
+def over_tasks(parts: Sequence[Estimate]) -> Estimate:
     """Unweighted mean over tasks, whose episodes are independent of each other."""
-    merged = _combine([dataclasses.asdict(part) for part in parts], independent=True)
+    merged = combine([dataclasses.asdict(part) for part in parts], independent=True)
     if all(part.successes is not None for part in parts):
         hits, n = sum(part.successes or 0 for part in parts), sum(part.n or 0 for part in parts)
         return dataclasses.replace(merged, successes=hits, n=n)
     return merged
 
 
-def _combine(parts: Sequence[Row], *, independent: bool) -> Estimate:
+def combine(parts: Sequence[Row], *, independent: bool) -> Estimate:
     """Mean of estimates with an interval around it.
 
     Runs of one encoder share their test episodes, so their errors do not average out: the mean half-width is kept

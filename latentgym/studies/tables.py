@@ -1,0 +1,124 @@
+"""The report's further tables: controls, robustness and the Pareto front, one line per encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from latentgym.probes.pareto import pareto_membership
+from latentgym.results import Row as ResultRow
+from latentgym.seeding import numpy_generator
+from latentgym.studies.assemble import Measured, replicate_key
+from latentgym.studies.summary import EncoderSummary, Estimate, combine, environments, over_tasks
+
+Row = Mapping[str, Any]
+Array = NDArray[np.float64]
+MEMBERSHIP = "pareto_membership"
+CONTROLS = {
+    "action_r2": "action R²",
+    "action_r2_shuffled_actions": "actions shuffled",
+    "action_r2_shuffled_endpoints": "endpoints shuffled",
+    "action_r2_time_shifted": "actions shifted in time",
+    "action_r2_control_task": "control task",
+    "selectivity": "selectivity",
+}
+ROBUSTNESS = {"corrupted_r2": "R²", "r2_drop": "drop", "latent_cosine_similarity": "cosine"}
+NOT_ON_FRONT = ("floor", "random", "reference")
+
+
+def membership_rows(measured: Sequence[Measured], suite: str, seed: int) -> list[ResultRow]:
+    """How often each encoder is on a suite's front of PSNR and action R², over resampled episodes and runs.
+
+    Every replicate takes one of the encoder's pretraining runs and one resample of the test episodes, the same one for
+    every encoder.
+
+    Args:
+        measured: the suite's encoders; floors, references and intermediate checkpoints are left out.
+        suite: its name.
+        seed: the study's seed.
+    """
+    coordinates: dict[str, list[list[Array]]] = {}
+    first: dict[str, Measured] = {}
+    fidelity, accuracy = replicate_key("psnr_db"), replicate_key("action_r2")
+    for item in measured:
+        family = item.identity["family"]
+        known = item.use.checkpoint is None and {fidelity, accuracy} <= set(item.replicates)
+        if known and family not in NOT_ON_FRONT:
+            first.setdefault(item.use.name, item)
+            pair = [item.replicates[fidelity], item.replicates[accuracy], np.array([item.use.seed], np.float64)]
+            coordinates.setdefault(item.use.name, []).append(pair)
+    if len(coordinates) < 2:
+        return []
+    drawn = [_drawn(runs, numpy_generator(seed, "pareto", suite, name)) for name, runs in coordinates.items()]
+    shares = pareto_membership(*(np.stack(column, axis=1) for column in zip(*drawn, strict=True)))
+    return [
+        ResultRow(
+            **{**first[name].identity, "env": suite}, readout="decoder", metric=MEMBERSHIP, value=float(share),
+            n=len(drawn[0][0]),
+        )
+        for name, share in zip(coordinates, shares, strict=True)
+    ]  # fmt: skip
+
+
+def _drawn(runs: Sequence[Sequence[Array]], rng: np.random.Generator) -> tuple[Array, Array]:
+    """Replicates ``(R,)`` of both measures, averaged over tasks, from one run each."""
+    seeds = sorted({int(one[2][0]) for one in runs})
+    tables = [
+        np.stack([np.mean([one[axis] for one in runs if one[2][0] == seed], axis=0) for seed in seeds])
+        for axis in (0, 1)
+    ]
+    chosen = rng.integers(len(seeds), size=tables[0].shape[1])
+    return tables[0][chosen, np.arange(len(chosen))], tables[1][chosen, np.arange(len(chosen))]
+
+
+def pareto_table(rows: Sequence[Row], summaries: Sequence[EncoderSummary]) -> dict[str, Any]:
+    """Membership by encoder and suite; empty where no study computed it."""
+    found = [row for row in rows if row["metric"] == MEMBERSHIP and row["value"] is not None]
+    suites = list(dict.fromkeys(row["env"] for row in found))
+    shares = {(row["encoder"], row["env"]): row["value"] for row in found}
+    lines = [(s.name, [shares.get((s.name, suite)) for suite in suites]) for s in summaries]
+    lines = [(name, values) for name, values in lines if any(value is not None for value in values)]
+    return {"suites": suites, "lines": sorted(lines, key=lambda line: -max(v or 0.0 for v in line[1]))}
+
+
+def control_table(rows: Sequence[Row], summaries: Sequence[EncoderSummary]) -> dict[str, Any]:
+    """The probe beside its controls, floors and references last; empty where no control ran."""
+    wanted = {metric: (metric, None) for metric in CONTROLS}
+    table = _table(rows, summaries, wanted)
+    present = [metric for metric in CONTROLS if any(cells.get(metric) for _, _, cells in table)]
+    return {"columns": {metric: CONTROLS[metric] for metric in present} if len(present) > 1 else {}, "lines": table}
+
+
+def robustness_table(rows: Sequence[Row], summaries: Sequence[EncoderSummary]) -> dict[str, Any]:
+    """Clean score, and score, drop and similarity under every corruption that was scored."""
+    conditions = list(dict.fromkeys(row["condition"] for row in rows if row["metric"] == "corrupted_r2"))
+    wanted = {(metric, condition): (metric, condition) for condition in conditions for metric in ROBUSTNESS}
+    table = [line for line in _table(rows, summaries, {"clean": ("action_r2", None), **wanted}) if len(line[2]) > 1]
+    return {"conditions": conditions, "metrics": ROBUSTNESS, "lines": table}
+
+
+def _table(
+    rows: Sequence[Row], summaries: Sequence[EncoderSummary], wanted: Mapping[Any, tuple[str, str | None]]
+) -> list[tuple[str, str, dict[Any, Estimate]]]:
+    """Encoder, group and estimates by column, over every task and run."""
+    probed = {"readout": "ridge", "input": "pair", "k": 1, "subset": "all", "dimension": "macro"}
+    index: dict[tuple[str, str, str, str | None], list[Row]] = {}
+    for row in rows:
+        fits = all(row.get(name) in (value, None) for name, value in probed.items())
+        if fits and row["value"] is not None and row.get("checkpoint") is None:
+            index.setdefault((row["encoder"], row["metric"], row["env"], row.get("condition")), []).append(row)
+    envs = environments(rows)
+    lines = []
+    for item in summaries:
+        cells = {}
+        for column, (metric, condition) in wanted.items():
+            parts = [index.get((item.name, metric, env, condition)) for env in envs]
+            # A mean over fewer tasks than the others' would not be comparable with them.
+            if envs and all(parts):
+                cells[column] = over_tasks([combine(part or [], independent=False) for part in parts])
+        if cells:
+            lines.append((item.name, item.group, cells))
+    return lines
