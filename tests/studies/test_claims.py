@@ -143,17 +143,32 @@ FALSE = Truth(
 )  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def true_study(spec: ActionSpec) -> Evidence:
+    return study(TRUE, spec, seed=1)
+
+
+@pytest.fixture(scope="module")
+def true_claims(true_study: Evidence) -> list[Claim]:
+    return evaluate(true_study)
+
+
+@pytest.fixture(scope="module")
+def false_claims(spec: ActionSpec) -> list[Claim]:
+    return evaluate(study(FALSE, spec, seed=2))
+
+
 @pytest.mark.parametrize("letter", "abcdef")
-def test_true_claims_are_supported(letter: str, spec: ActionSpec) -> None:
+def test_true_claims_are_supported(letter: str, spec: ActionSpec, true_claims: list[Claim]) -> None:
     # Planted still scenes rank CALVIN's encoders otherwise, so transfer is tested on the other two.
-    claim = verdict(evaluate(study(TRUE, spec, 1, PLACES[:2] if letter == "d" else PLACES)), letter)
+    claim = verdict(evaluate(study(TRUE, spec, 1, PLACES[:2])) if letter == "d" else true_claims, letter)
     assert claim.verdict == SUPPORTED, claim
     assert claim.n_runs == 3 and claim.low is not None and claim.high is not None
 
 
 @pytest.mark.parametrize("letter", "abcef")
-def test_false_claims_are_contradicted(letter: str, spec: ActionSpec) -> None:
-    assert verdict(evaluate(study(FALSE, spec, seed=2)), letter).verdict == CONTRADICTED
+def test_false_claims_are_contradicted(letter: str, false_claims: list[Claim]) -> None:
+    assert verdict(false_claims, letter).verdict == CONTRADICTED
 
 
 def test_reversed_rankings_contradict_transfer(spec: ActionSpec) -> None:
@@ -189,8 +204,8 @@ def test_confounds_do_not_pass_for_evidence(letter: str, truth: Truth, expected:
     assert verdict(evaluate(study(truth, spec, seed=5)), letter).verdict == expected
 
 
-def test_other_action_mixtures_leave_the_gap_untested(spec: ActionSpec) -> None:
-    found = study(TRUE, spec, 6)
+def test_other_action_mixtures_leave_the_gap_untested(true_study: Evidence) -> None:
+    found = true_study
     mixed = [dataclasses.replace(p, mixture=("random", 0.9)) if p is CALVIN else p for p in PLACES]
     changed = Evidence([], mixed)
     changed._rows, changed.encoders, changed.replicates = found._rows, found.encoders, found.replicates
@@ -256,13 +271,12 @@ def test_fiellers_interval_covers_and_opens_without_a_denominator() -> None:
     assert ratio_interval(Effect(0.1, ((0.01, 2),)), Effect(0.01, ((0.01, 2),))) == (None, None)
 
 
-def test_natural_video_is_never_tested_without_its_weights(spec: ActionSpec) -> None:
-    found = evaluate(study(TRUE, spec, 1))
-    natural = [claim for claim in found if claim.scope == claims.NATURAL_VIDEO]
+def test_natural_video_is_never_tested_without_its_weights(true_claims: list[Claim]) -> None:
+    natural = [claim for claim in true_claims if claim.scope == claims.NATURAL_VIDEO]
     assert [claim.claim for claim in natural] == list("abcdef")
     assert {claim.verdict for claim in natural} == {NOT_TESTED}
-    assert {claim.scope for claim in found} == {"small scale, domain video", "natural video"}
-    assert all(np.isfinite(claim.value) for claim in found if claim.value is not None)
+    assert {claim.scope for claim in true_claims} == {"small scale, domain video", "natural video"}
+    assert all(np.isfinite(claim.value) for claim in true_claims if claim.value is not None)
 
 
 def written(folder: Path, evidence: Evidence, replicates: bool) -> Path:
@@ -277,13 +291,12 @@ def written(folder: Path, evidence: Evidence, replicates: bool) -> Path:
     return folder
 
 
-def test_claims_of_a_folder_are_those_of_its_evidence(tmp_path: Path, spec: ActionSpec) -> None:
-    evidence = study(TRUE, spec, 1)
-    assert claims_of(written(tmp_path, evidence, replicates=True)) == evaluate(evidence)
+def test_claims_of_a_folder_are_those_of_its_evidence(tmp_path: Path, true_study: Evidence) -> None:
+    assert claims_of(written(tmp_path, true_study, replicates=True)) == evaluate(true_study)
 
 
-def test_without_replicates_intervals_stand_in(tmp_path: Path, spec: ActionSpec) -> None:
-    found = claims_of(written(tmp_path, study(TRUE, spec, 1), replicates=False))
+def test_without_replicates_intervals_stand_in(tmp_path: Path, true_study: Evidence) -> None:
+    found = claims_of(written(tmp_path, true_study, replicates=False))
     assert verdict(found, "a").verdict == SUPPORTED
     assert found == claims_of(tmp_path)
 
