@@ -42,6 +42,7 @@ def run(
         (["layers", "{tmp}/nothing", "--encoder", "pixels"], "nothing"),
         (["robustness", "{tmp}/nothing", "--encoder", "pixels"], "nothing"),
         (["link", "{tmp}/nothing"], "nothing"),
+        (["claims", "{tmp}/nothing"], "nothing"),
         (["data", "check", "{tmp}/nothing"], "nothing"),
         (["report", "{tmp}/nothing"], "nothing"),
         (["nonsense"], "nonsense"),

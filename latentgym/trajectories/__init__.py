@@ -3,7 +3,7 @@
 from latentgym.trajectories.dataset import Dataset
 from latentgym.trajectories.episode import ActionSpec, Episode, Provenance
 from latentgym.trajectories.frames import decode_frames, encode_frames
-from latentgym.trajectories.splits import Split, split_episodes
+from latentgym.trajectories.splits import Split, split_episodes, split_tasks
 from latentgym.trajectories.store import Store, check_dataset, create_store, inspect_dataset, open_dataset
 
 __all__ = [
@@ -20,4 +20,5 @@ __all__ = [
     "inspect_dataset",
     "open_dataset",
     "split_episodes",
+    "split_tasks",
 ]

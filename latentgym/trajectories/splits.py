@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
 from latentgym.errors import LatentGymError
@@ -86,6 +86,54 @@ def split_episodes(
     shares = [fraction / sum(fractions[:2]) for fraction in fractions[:2]] if test else fractions
     parts = _deal(sorted(groups.values(), key=rank), shares)
     return Split(parts[0], parts[1], test or parts[2])
+
+
+def split_tasks(
+    dataset: Splittable,
+    tasks: Sequence[str],
+    held_out: Collection[str],
+    *,
+    seed: int = 0,
+    fractions: tuple[float, float] = (0.9, 0.1),
+) -> Split:
+    """Hold whole tasks out: they are the test part, and the episodes of the others are dealt to train and validation.
+
+    Episodes of another task that were cut from the same recording as a test episode are in no part, because their
+    neighbours in time are test frames.
+
+    Args:
+        dataset: the data set.
+        tasks: task of each episode, such as its instruction.
+        held_out: tasks that are tested on and never seen before.
+        seed: seed of the split of the others.
+        fractions: shares of train and validation among them, both positive, summing to 1.
+
+    Raises:
+        LatentGymError: on another number of tasks than episodes, a task that no episode has, invalid fractions, or
+            fewer than two recordings left to train and validate on.
+    """
+    if len(tasks) != len(dataset.groups):
+        raise LatentGymError(f"tasks: expected one per episode ({len(dataset.groups)}), found {len(tasks)}")
+    missing = sorted(set(held_out) - set(tasks))
+    if missing or not held_out:
+        raise LatentGymError(f"held_out: no episode has the task(s) {missing}; known: {', '.join(sorted(set(tasks)))}")
+    if len(fractions) != 2 or not all(fraction > 0 for fraction in fractions) or abs(sum(fractions) - 1) > 1e-6:
+        raise LatentGymError(f"fractions: expected two positive numbers that sum to 1, found {fractions}")
+    test = [index for index, task in enumerate(tasks) if task in held_out]
+    touched = {dataset.groups[index] for index in test}
+    groups: dict[str, list[int]] = {}
+    for index, group in enumerate(dataset.groups):
+        if group not in touched:
+            groups.setdefault(group, []).append(index)
+    if len(groups) < 2:
+        raise LatentGymError(_too_few(len(groups), len(dataset.groups), held_out=True))
+
+    def rank(members: list[int]) -> tuple[str, int, int]:
+        task = tasks[members[0]]
+        return task, derive_seed(seed, "split", task, dataset.seeds[members[0]]), members[0]
+
+    train, validation = _deal(sorted(groups.values(), key=rank), fractions)
+    return Split(train, validation, tuple(test))
 
 
 def _deal(groups: Sequence[list[int]], fractions: Sequence[float]) -> list[tuple[int, ...]]:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 
 from latentgym.errors import LatentGymError
 from latentgym.trajectories import open_dataset
-from latentgym.trajectories.splits import Split, split_episodes
+from latentgym.trajectories.splits import Split, split_episodes, split_tasks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,3 +138,30 @@ def test_too_few_groups_is_one_clear_message():
         split_episodes(grouped([50, 50]))
     with pytest.raises(LatentGymError, match="not held out"):
         split_episodes(grouped([5, 5], held_out=1))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 9)), min_size=8, max_size=40), st.integers(0, 3))
+def test_held_out_tasks_are_tested_and_share_no_recording_with_the_rest(episodes, seed):
+    tasks, groups = [task for task, _ in episodes], tuple(str(group) for _, group in episodes)
+    data = Episodes(("p",) * len(episodes), tuple(range(len(episodes))), groups, (False,) * len(episodes))
+    apart = set(groups) - {group for task, group in zip(tasks, groups, strict=True) if task == "c"}
+    if "c" not in tasks or len(apart) < 2:
+        with pytest.raises(LatentGymError):
+            split_tasks(data, tasks, {"c"}, seed=seed)
+        return
+    split = split_tasks(data, tasks, {"c"}, seed=seed)
+    assert {tasks[index] for index in split.test} == {"c"}
+    assert "c" not in {tasks[index] for index in (*split.train, *split.validation)}
+    recordings = [{groups[index] for index in part} for part in (split.train, split.validation, split.test)]
+    assert all(recordings)
+    assert sum(map(len, recordings)) == len(set.union(*recordings))
+
+
+def test_tasks_that_do_not_fit_the_data_are_named():
+    data = Episodes(("p",) * 4, (0, 1, 2, 3), ("0", "1", "2", "3"), (False,) * 4)
+    for tasks, held_out in ((["a"] * 3, {"a"}), (["a"] * 4, {"b"}), (["a"] * 4, set())):
+        with pytest.raises(LatentGymError):
+            split_tasks(data, tasks, held_out)
+    with pytest.raises(LatentGymError, match="fractions"):
+        split_tasks(data, ["a", "a", "a", "b"], {"b"}, fractions=(0.5, 0.6))
