@@ -247,7 +247,7 @@ def draw_linear(name: str, inputs: int, outputs: int, generator: torch.Generator
 
 
 def _several(values: float | Sequence[float]) -> tuple[float, ...]:
-    return tuple(values) if isinstance(values, Sequence) else (float(values),)
+    return tuple(float(value) for value in np.atleast_1d(np.asarray(values, dtype=np.float64)))
 
 
 def _standardisation(values: Tensor, floor: float) -> tuple[Tensor, Tensor]:

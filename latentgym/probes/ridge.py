@@ -90,11 +90,13 @@ class RidgeProbe:
         scale_floor: float = 0.0,
         target_groups: Sequence[Sequence[int]] | None = None,
     ) -> None:
-        if not lambdas or min(lambdas) <= 0 or sorted(lambdas) != list(lambdas):
-            raise LatentGymError(f"lambdas: expected positive penalties in ascending order, found {tuple(lambdas)}")
+        # A tuple stays the object it is, by which scikit-learn's clone knows a faithful constructor.
+        lambdas = lambdas if isinstance(lambdas, tuple) else tuple(float(penalty) for penalty in lambdas)
+        if not lambdas or not all(0 < penalty < np.inf for penalty in lambdas) or sorted(lambdas) != list(lambdas):
+            raise LatentGymError(f"lambdas: expected positive penalties in ascending order, found {lambdas}")
         if folds < 2:
             raise LatentGymError(f"folds: expected at least 2, found {folds}")
-        self.lambdas, self.standardize, self.folds, self.device = tuple(lambdas), standardize, folds, device
+        self.lambdas, self.standardize, self.folds, self.device = lambdas, standardize, folds, device
         self.search, self.start, self.scale_floor, self.target_groups = search, start, scale_floor, target_groups
         self._reset()
 
