@@ -1,9 +1,10 @@
-"""Hypotheses about pretraining signals, declared before any study ran, and what a study says about each.
+"""Hypotheses about pretraining signals, declared before the ``paper`` study ran, and what a study says about each.
 
 Replicates are pretraining runs; families are the study's objectives. An interval is 95 % and takes in the spread
 between runs and the test episodes that runs share. A verdict is ``supported`` or ``contradicted`` where the whole
 interval lies on one side of what was declared, ``inconclusive`` where it does not, and ``not tested`` where the study
-lacks what the claim needs. All constants below were fixed beforehand.
+lacks what the claim needs. The constants below were fixed before that study, but after PSNR and action R² of an
+unfinished ``standard`` study had been seen.
 """
 
 from __future__ import annotations
