@@ -23,6 +23,7 @@ from latentgym.seeding import torch_generator
 
 Mode = Literal["static", "per_frame"]
 _REFERENCE_SIDE = 224
+_DEFAULT_SEVERITY = 3
 _JPEG_LUMINANCE = (
     (16, 11, 10, 16, 24, 40, 51, 61), (12, 12, 14, 19, 26, 58, 60, 55), (14, 13, 16, 24, 40, 57, 69, 56),
     (14, 17, 22, 29, 51, 87, 80, 62), (18, 22, 37, 56, 68, 109, 103, 77), (24, 35, 55, 64, 81, 104, 113, 92),
@@ -93,13 +94,8 @@ def corrupt(
         UnknownNameError: if there is no such corruption.
         LatentGymError: on clips of another shape or dtype, a severity out of range, or seeds that are not B.
     """
-    if name not in CORRUPTIONS:
-        raise UnknownNameError("corruption", name, CORRUPTIONS)
+    name, severity = checked_corruption(name, severity, mode)
     severities = CORRUPTIONS[name].severities
-    if not 1 <= severity <= len(severities):
-        raise LatentGymError(f"corruption {name!r}: severities are 1 … {len(severities)}, found {severity}")
-    if mode not in ("static", "per_frame"):
-        raise UnknownNameError("corruption mode", mode, ("static", "per_frame"))
     frames = clips if isinstance(clips, Tensor) else torch.from_numpy(np.ascontiguousarray(clips)).to(device)
     if frames.ndim != 5 or frames.shape[-1] != 3 or frames.dtype != torch.uint8 or 0 in frames.shape:
         raise LatentGymError(
@@ -114,6 +110,39 @@ def corrupt(
     corrupted = CORRUPTIONS[name].apply(pixels, draws, severities[severity - 1])
     result = (corrupted.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 1, 3, 4, 2).contiguous()
     return result if isinstance(clips, Tensor) else result.cpu().numpy()
+
+
+def checked_corruption(name: str, severity: int | None = None, mode: str = "static") -> tuple[str, int]:
+    """Name and severity, of which the latter may stand in the name.
+
+    Args:
+        name: one of :data:`CORRUPTIONS`, or ``"name:severity"``.
+        severity: from 1; where none is given anywhere 3, or the only one there is.
+        mode: ``"static"`` or ``"per_frame"``.
+
+    Raises:
+        UnknownNameError: if there is no such corruption or mode.
+        LatentGymError: if there is no such severity.
+
+    >>> checked_corruption("snow:4"), checked_corruption("blur_11")
+    (('snow', 4), ('blur_11', 1))
+    """
+    kind, colon, text = name.partition(":")
+    if kind not in CORRUPTIONS:
+        raise UnknownNameError("corruption", kind, CORRUPTIONS)
+    known = len(CORRUPTIONS[kind].severities)
+    if colon and severity is None and text.isdecimal():
+        severity = int(text)
+    elif colon:
+        raise LatentGymError(
+            f"corruption {name!r}: expected NAME:SEVERITY with one whole number, such as {kind}:{known}"
+        )
+    severity = min(_DEFAULT_SEVERITY, known) if severity is None else severity
+    if not 1 <= severity <= known:
+        raise LatentGymError(f"corruption {kind!r}: severities are 1 … {known}, found {severity}")
+    if mode not in ("static", "per_frame"):
+        raise UnknownNameError("corruption mode", mode, ("static", "per_frame"))
+    return kind, severity
 
 
 def _scaled(length: float, x: Tensor) -> float:

@@ -49,23 +49,31 @@ class LatentStream:
         else:
             self._started[mask] = False
 
-    def push(self, observation: Mapping[str, NDArray[Any]], camera: str = "pixels") -> NDArray[np.float32]:
+    def push(
+        self,
+        observation: Mapping[str, NDArray[Any]],
+        camera: str = "pixels",
+        *,
+        rows: NDArray[np.bool_] | None = None,
+    ) -> NDArray[np.float32]:
         """Features ``(B, F)`` float32 after the new observation.
 
         Args:
             observation: batched observation; the entry ``camera`` ``(B, H, W, 3)`` uint8 is read by pixel encoders,
                 ``"proprio"`` or ``"state"`` ``(B, P)`` by vector encoders.
             camera: key of the camera.
+            rows: ``(B,)`` bool, which rows move on; the others keep their history, and their features are
+                those of the last push. Every row by default.
 
         Raises:
             LatentGymError: before the first reset, or if the observation lacks the entry or has another shape.
         """
         newest = self._newest(observation, camera)
-        history = self._remember(newest)
-        rows, kept = history.shape[:2]
+        history = self._remember(newest, rows)
+        count, kept = history.shape[:2]
         length = self.encoder.spec.clip_length
         clips = history if kept == length else np.repeat(history, length, axis=1)
-        batch_size = self.batch_size or rows
+        batch_size = self.batch_size or count
         return encode_clips(self.encoder, clips, self._view, pooling=self.pooling, batch_size=batch_size)
 
     def _newest(self, observation: Mapping[str, NDArray[Any]], camera: str) -> NDArray[Any]:
@@ -83,15 +91,18 @@ class LatentStream:
             raise LatentGymError(f"observation[{key!r}]: expected shape {expected}, found {newest.shape}")
         return newest
 
-    def _remember(self, newest: NDArray[Any]) -> NDArray[Any]:
+    def _remember(self, newest: NDArray[Any], rows: NDArray[np.bool_] | None) -> NDArray[Any]:
         """History ``(B, kept, …)`` with ``newest`` last; a row's first observation fills all of it."""
         assert self._started is not None
         kept = self.encoder.spec.clip_length if self.encoder.spec.temporal else 1
         if self._history is None:
             self._history = np.repeat(newest[:, None], kept, axis=1)
         else:
-            self._history = np.concatenate([self._history[:, 1:], newest[:, None]], axis=1)
+            moved = np.concatenate([self._history[:, 1:], newest[:, None]], axis=1)
             fresh = ~self._started
-            self._history[fresh] = newest[fresh, None]
-        self._started[:] = True
+            moved[fresh] = newest[fresh, None]
+            if rows is not None:
+                moved[~rows] = self._history[~rows]
+            self._history = moved
+        self._started |= np.ones_like(self._started) if rows is None else rows
         return self._history

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import gymnasium
+from gymnasium.envs.registration import EnvSpec
 
 from latentgym.envs.contract import Expert, contract_of
 from latentgym.envs.gl import choose_gl_backend
@@ -39,6 +40,7 @@ def make_env(
     image_size: int | None = None,
     render: Literal["fast", "stock"] = "fast",
     pixels: bool = True,
+    corruption: str | None = None,
     **options: Any,
 ) -> gymnasium.Env[Any, Any]:
     """Make an environment that keeps the suite's contract.
@@ -52,6 +54,8 @@ def make_env(
         image_size: height and width of the frames in pixels; see :func:`default_image_size`.
         render: ``"fast"`` leaves out shadows, reflections and multisampling; ``"stock"`` is the simulator's own look.
         pixels: whether frames are observed; without them steps are much faster.
+        corruption: corruption of every observed frame, such as ``"snow:3"``; see
+            :class:`~latentgym.envs.wrappers.CorruptObservation`.
         **options: options of the suite: tabletop takes ``distractor="none" | "static" | "moving"`` and ``horizon`` in
             steps; CALVIN's are those of :class:`~latentgym.envs.calvin.env.CalvinEnv`.
 
@@ -69,23 +73,46 @@ def make_env(
     >>> observation["proprio"].shape, info["is_success"]
     ((6,), False)
     """
-    suite = str(env_id).partition("/")[0]
     image_size = default_image_size(env_id) if image_size is None else image_size
+    arguments = {"image_size": image_size, "render": render, "pixels": pixels, **options}
+    env = _make(str(env_id), arguments)
+    if env.spec is None:
+        # As gymnasium.make does for registered ids: wrappers are written down in the spec, and rebuilt from it.
+        env.unwrapped.spec = EnvSpec(
+            str(env_id), entry_point=f"{__name__}:make_from_spec", kwargs={"env_id": str(env_id), **arguments},
+            disable_env_checker=True, order_enforce=False,
+        )  # fmt: skip
+    if corruption is None:
+        return env
+    from latentgym.envs.wrappers.corrupt_observation import CorruptObservation
+
+    return CorruptObservation(env, corruption)
+
+
+def make_from_spec(*, render_mode: str | None = None, **arguments: Any) -> gymnasium.Env[Any, Any]:
+    """:func:`make_env` as ``gymnasium.make`` calls it; every environment of the suite renders ``"rgb_array"``."""
+    if render_mode not in (None, "rgb_array"):
+        raise LatentGymError(f"render_mode: expected 'rgb_array' or None, found {render_mode!r}")
+    return make_env(**arguments)
+
+
+def _make(env_id: str, options: dict[str, Any]) -> gymnasium.Env[Any, Any]:
+    suite = env_id.partition("/")[0]
     if suite == "latentgym":
-        return _make_own(env_id, image_size=image_size, render=render, pixels=pixels, **options)
+        return _make_own(env_id, **options)
     if suite == "metaworld":
-        choose_gl_backend(pixels=pixels)
+        choose_gl_backend(pixels=options["pixels"])
         from latentgym.envs.metaworld import make_metaworld
 
-        return make_metaworld(env_id, image_size=image_size, render=render, pixels=pixels, **options)
+        return make_metaworld(env_id, **options)
     if suite == "robosuite":
-        choose_gl_backend(pixels=pixels)
+        choose_gl_backend(pixels=options["pixels"])
         from latentgym.envs.robosuite import make_robosuite
 
-        return make_robosuite(env_id, image_size=image_size, render=render, pixels=pixels, **options)
+        return make_robosuite(env_id, **options)
     from latentgym.envs.generic import make_generic
 
-    return make_generic(env_id, image_size=image_size, render=render, pixels=pixels, **options)
+    return make_generic(env_id, **options)
 
 
 def make_expert(env: gymnasium.Env[Any, Any]) -> Expert:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import gymnasium
@@ -11,6 +12,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from latentgym.envs.contract import EnvContract, contract_of
+from latentgym.envs.wrappers.rebuilding import RebuiltFromSpec
 from latentgym.errors import LatentGymError
 from latentgym.trajectories.episode import ActionSpec
 
@@ -56,19 +58,22 @@ def checked_action(action: Any, space: spaces.Box, env_id: str) -> NDArray[np.fl
     return np.clip(values, space.low, space.high)
 
 
-class ActionSpecWrapper(gymnasium.Wrapper[Any, Any, Any, Any]):
+class ActionSpecWrapper(gymnasium.Wrapper[Any, Any, Any, Any], RebuiltFromSpec):
     """States what the action's dimensions mean: the contract of the wrapped environment with another action spec.
 
     Args:
         env: an environment that states a contract.
-        action_spec: the better description.
+        action_spec: the better description, or its fields as JSON types.
 
     Raises:
         LatentGymError: if ``action_spec`` disagrees with the action space.
     """
 
-    def __init__(self, env: gymnasium.Env[Any, Any], action_spec: ActionSpec) -> None:
-        super().__init__(env)
+    def __init__(self, env: gymnasium.Env[Any, Any], action_spec: ActionSpec | Mapping[str, Any]) -> None:
+        if isinstance(action_spec, Mapping):
+            action_spec = ActionSpec.from_dict(dict(action_spec))
+        RebuiltFromSpec.__init__(self, action_spec=dataclasses.asdict(action_spec))
+        gymnasium.Wrapper.__init__(self, env)
         space = action_spec_of(env.action_space, contract_of(env).env_id)
         if (space.low, space.high) != (action_spec.low, action_spec.high):
             raise LatentGymError(

@@ -13,11 +13,12 @@ from latentgym.envs.contract import contract_of
 from latentgym.envs.episode_builder import EpisodeBuilder
 from latentgym.envs.provenance import make_provenance
 from latentgym.envs.wrappers.action_spec import checked_action
+from latentgym.envs.wrappers.rebuilding import RebuiltFromSpec
 from latentgym.seeding import derive_seed
 from latentgym.trajectories.store import create_store
 
 
-class RecordTrajectories(gymnasium.Wrapper[Any, Any, Any, Any]):
+class RecordTrajectories(gymnasium.Wrapper[Any, Any, Any, Any], RebuiltFromSpec):
     """Writes every finished episode to a data set, which :func:`latentgym.open_dataset` opens at any time.
 
     An episode that is reset or closed before its end is dropped. Every episode is reset with a known seed: where the
@@ -37,7 +38,8 @@ class RecordTrajectories(gymnasium.Wrapper[Any, Any, Any, Any]):
     def __init__(
         self, env: gymnasium.Env[Any, Any], out: str | os.PathLike[str], *, policy: str = "policy", seed: int = 0
     ) -> None:
-        super().__init__(env)
+        RebuiltFromSpec.__init__(self, out=str(out), policy=policy, seed=seed)
+        gymnasium.Wrapper.__init__(self, env)
         contract = contract_of(env)
         self._policy, self._seed, self._env_id = policy, seed, contract.env_id
         call = f"RecordTrajectories({contract.env_id!r}, {str(out)!r}, policy={policy!r}, seed={seed})"

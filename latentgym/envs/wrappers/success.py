@@ -7,8 +7,10 @@ from typing import Any
 
 import gymnasium
 
+from latentgym.envs.wrappers.rebuilding import RebuiltFromSpec
 
-class SuccessInfo(gymnasium.Wrapper[Any, Any, Any, Any]):
+
+class SuccessInfo(gymnasium.Wrapper[Any, Any, Any, Any], RebuiltFromSpec):
     """Puts ``info["is_success"]`` into every reset and step, from the first of ``keys`` that the info holds.
 
     A number counts as success when it is not 0. Where no key is found the value is ``False``: success is never guessed
@@ -20,7 +22,8 @@ class SuccessInfo(gymnasium.Wrapper[Any, Any, Any, Any]):
     """
 
     def __init__(self, env: gymnasium.Env[Any, Any], keys: Sequence[str] = ("is_success", "success")) -> None:
-        super().__init__(env)
+        RebuiltFromSpec.__init__(self, keys=list(keys))
+        gymnasium.Wrapper.__init__(self, env)
         self._keys = tuple(keys)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.envs.registration import EnvSpec
+
+from latentgym.corruptions import corrupt
+from latentgym.envs import make_env
+from latentgym.envs.contract import contract_of
+from latentgym.envs.wrappers import ActionSpecWrapper, CorruptObservation, RecordTrajectories, SuccessInfo
+from latentgym.errors import LatentGymError, UnknownNameError
+from latentgym.trajectories import open_dataset
+
+REACH = "latentgym/TabletopReach-v0"
+SHORT = {"horizon": 4, "image_size": 32}
+ACTION = np.ones(3, np.float32)
+
+
+def frames(env: gymnasium.Env[Any, Any], seed: int | None, steps: int = 3) -> np.ndarray:
+    return np.stack([env.reset(seed=seed)[0]["pixels"], *(env.step(ACTION)[0]["pixels"] for _ in range(steps))])
+
+
+@pytest.mark.parametrize("mode", ["static", "per_frame"])
+def test_equal_seeds_corrupt_equally_and_others_do_not(mode: Any) -> None:
+    env = CorruptObservation(make_env(REACH, **SHORT), "gaussian_noise", 3, mode=mode)
+    first = frames(env, 0)
+    np.testing.assert_array_equal(frames(env, 0), first)
+    clean = frames(make_env(REACH, **SHORT), 0).astype(int)
+    noise, other = first - clean, frames(env, 1) - frames(make_env(REACH, **SHORT), 1).astype(int)
+    assert not np.array_equal(noise[0], other[0])
+    assert np.abs(noise).mean() > 5
+    # Noise at a pixel that changes little and is far from black and white.
+    still = (np.ptp(clean, axis=0) <= 2) & (clean[0] > 60) & (clean[0] < 140)
+    assert still.sum() > 50
+    assert (np.corrcoef(noise[0][still], noise[2][still])[0, 1] > 0.9) == (mode == "static")
+
+
+def test_a_static_corruption_is_that_of_the_whole_clip() -> None:
+    env = CorruptObservation(make_env(REACH, **SHORT), "brightness:2")
+    expected = corrupt(frames(make_env(REACH, **SHORT), 0)[None], "brightness", 2)[0]
+    np.testing.assert_array_equal(frames(env, 0), expected)
+
+
+def test_only_frames_change_and_the_contract_says_so() -> None:
+    clean, env = make_env(REACH, **SHORT), make_env(REACH, corruption="snow:2", **SHORT)
+    (before, _), (after, _) = clean.reset(seed=0), env.reset(seed=0)
+    np.testing.assert_array_equal(before["state"], after["state"])
+    assert not np.array_equal(before["pixels"], after["pixels"])
+    assert contract_of(env).settings["corruption"] == "snow:2"
+
+
+def test_episodes_without_a_seed_differ_from_each_other() -> None:
+    env = CorruptObservation(make_env(REACH, **SHORT), "impulse_noise")
+    env.reset(seed=0)
+    one = frames(env, None)
+    env.reset(seed=0)
+    np.testing.assert_array_equal(frames(env, None), one)
+    assert not np.array_equal(frames(env, None)[0], one[0])
+
+
+@pytest.mark.parametrize(("name", "severity"), [("snow", 6), ("snow:0", None), ("snow:x", None), ("snow:2", 3)])
+def test_severities_that_do_not_exist_are_refused(name: str, severity: int | None) -> None:
+    with pytest.raises(LatentGymError, match=r"severit|SEVERITY"):
+        CorruptObservation(make_env(REACH, **SHORT), name, severity)
+
+
+def test_other_bad_input_is_refused() -> None:
+    with pytest.raises(UnknownNameError, match="did you mean 'snow'"):
+        CorruptObservation(make_env(REACH, **SHORT), "snwo")
+    with pytest.raises(LatentGymError, match="pixels=True"):
+        CorruptObservation(make_env(REACH, pixels=False), "snow")
+
+
+def test_every_wrapper_is_rebuilt_from_the_spec(tmp_path: Path) -> None:
+    env = make_env(REACH, **SHORT)
+    spec = contract_of(env).action_spec
+    env = SuccessInfo(CorruptObservation(ActionSpecWrapper(env, spec), "snow", 1), keys=["is_success"])
+    env = RecordTrajectories(env, tmp_path / "data", policy="mine")
+    text = env.spec.to_json()  # type: ignore[union-attr]
+    again = gymnasium.make(EnvSpec.from_json(text))
+    assert again.spec.to_json() == text  # type: ignore[union-attr]
+    np.testing.assert_array_equal(frames(again, 0, 4), frames(pickle.loads(pickle.dumps(env)), 0, 4))
+    dataset = open_dataset(tmp_path / "data")
+    assert dataset.policies[0] == "mine"
+    assert dataset.settings["corruption"] == "snow:1"
+
+
+def test_an_environment_outside_gymnasiums_registry_has_a_spec_too() -> None:
+    env = make_env("Reacher-v5", pixels=False)
+    again = gymnasium.make(EnvSpec.from_json(env.spec.to_json()))  # type: ignore[union-attr]
+    np.testing.assert_array_equal(again.reset(seed=1)[0]["state"], env.reset(seed=1)[0]["state"])
