@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from latentgym.encoders.registry import load_encoder
     from latentgym.envs.make import make_env
     from latentgym.envs.recording import record
-    from latentgym.policies.cloning import train_policy
+    from latentgym.policies.training import train_policy
     from latentgym.probes.inverse_dynamics import probe
     from latentgym.rollouts.evaluate import evaluate
     from latentgym.rollouts.link import link
@@ -48,7 +48,7 @@ _HOMES = {
     "probe": "latentgym.probes.inverse_dynamics",
     "record": "latentgym.envs.recording",
     "run_study": "latentgym.studies.study",
-    "train_policy": "latentgym.policies.cloning",
+    "train_policy": "latentgym.policies.training",
 }
 
 

@@ -41,6 +41,7 @@ def make_env(
     render: Literal["fast", "stock"] = "fast",
     pixels: bool = True,
     corruption: str | None = None,
+    goal: bool = False,
     **options: Any,
 ) -> gymnasium.Env[Any, Any]:
     """Make an environment that keeps the suite's contract.
@@ -56,6 +57,8 @@ def make_env(
         pixels: whether frames are observed; without them steps are much faster.
         corruption: corruption of every observed frame, such as ``"snow:3"``; see
             :class:`~latentgym.envs.wrappers.CorruptObservation`.
+        goal: whether to observe what success looks like, under ``"goal_<key>"``; see
+            :class:`~latentgym.envs.wrappers.GoalObservation`.
         **options: options of the suite: tabletop takes ``distractor="none" | "static" | "moving"`` and ``horizon`` in
             steps; CALVIN's are those of :class:`~latentgym.envs.calvin.env.CalvinEnv`.
 
@@ -82,6 +85,10 @@ def make_env(
             str(env_id), entry_point=f"{__name__}:make_from_spec", kwargs={"env_id": str(env_id), **arguments},
             disable_env_checker=True, order_enforce=False,
         )  # fmt: skip
+    if goal:
+        from latentgym.envs.wrappers.goal_observation import GoalObservation
+
+        env = GoalObservation(env)
     if corruption is None:
         return env
     from latentgym.envs.wrappers.corrupt_observation import CorruptObservation

@@ -2,10 +2,11 @@
 
 from latentgym.policies.baselines import ConstantPolicy, ExpertPolicy, RandomPolicy
 from latentgym.policies.checkpoint import CheckpointedPolicy, load_policy
-from latentgym.policies.cloning import CloningPolicy, train_policy
+from latentgym.policies.cloning import CloningPolicy
 from latentgym.policies.contract import Policy
 from latentgym.policies.convnet import ConvNetPolicy, train_convnet_policy
 from latentgym.policies.demonstrations import CloningScore
+from latentgym.policies.training import train_policy
 
 __all__ = [
     "CheckpointedPolicy",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,15 +38,16 @@ def initialise(module: nn.Module, generator: torch.Generator, *, gain: float = 1
 
 def fit(
     module: nn.Module,
-    draw: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]],
+    draw: Callable[[torch.Tensor], tuple[Any, torch.Tensor]],
     *,
     rows: int,
     steps: int,
     batch_size: int,
     learning_rate: float,
     generator: torch.Generator,
+    objective: Callable[[Any, torch.Tensor], torch.Tensor] | None = None,
 ) -> list[float]:
-    """Minimise the mean squared error for a fixed number of steps; return the mean loss of each tenth of them.
+    """Minimise a loss for a fixed number of steps; return its mean over each tenth of them.
 
     Args:
         module: the network, on the device of its data.
@@ -55,6 +57,7 @@ def fit(
         batch_size: rows per step; all rows where there are fewer.
         learning_rate: Adam's at the first step; it falls to zero along a cosine.
         generator: CPU generator of the row order.
+        objective: loss of inputs and targets; the mean squared error of ``module(inputs)`` by default.
 
     Raises:
         LatentGymError: if the loss is not finite.
@@ -70,7 +73,7 @@ def fit(
             order = torch.cat([order, torch.randperm(rows, generator=generator)])
         chosen, order = order[:size], order[size:]
         inputs, targets = draw(chosen)
-        loss = nn.functional.mse_loss(module(inputs), targets)
+        loss = objective(inputs, targets) if objective else nn.functional.mse_loss(module(inputs), targets)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()

@@ -108,6 +108,7 @@ class PolicySettings(_Section):
     given, which makes the heads about three times cheaper. The head on the simulator's ``state``, which holds every
     velocity, sees ``state_history`` frames: a policy with more history than it needs learns to continue what it did
     (de Haan et al., Causal confusion in imitation learning, arXiv 1905.11979).
+    ``head`` is one of :data:`latentgym.policies.heads.HEADS`; ``chunk`` is the number of actions that it plans at once.
     """
 
     steps: int = Field(2000, ge=1)
@@ -116,6 +117,16 @@ class PolicySettings(_Section):
     history: int = Field(3, ge=1)
     state_history: int = Field(1, ge=1)
     components: int | None = Field(None, ge=1)
+    head: str = "mlp"
+    chunk: int | None = Field(None, ge=1)
+
+    @field_validator("head")
+    @classmethod
+    def _known_head(cls, head: str) -> str:
+        from latentgym.policies.heads import find_head
+
+        find_head(head)
+        return head
 
 
 class RolloutSettings(_Section):

@@ -197,6 +197,10 @@ def _policy_params(config: StudyConfig, use: EncoderUse) -> dict[str, Any]:
     """Equal heads for every encoder, save the history of the one that reads the simulator's state."""
     settings = config.policy.model_dump()
     state_history = settings.pop("state_history")
+    # What every study had before there was a choice is left out, so that finished cells keep their keys.
+    for name, default in (("head", "mlp"), ("chunk", None)):
+        if settings[name] == default:
+            del settings[name]
     return {**settings, "history": state_history} if use.source == "state" else settings
 
 

@@ -142,9 +142,9 @@ class VectorLatentObservation(VectorWrapper[Any, Any, Any, Any, Any]):
         >>> from gymnasium.vector import SyncVectorEnv
         >>> from latentgym import make_env
         >>> envs = SyncVectorEnv([lambda: make_env("latentgym/TabletopReach-v0")] * 3)
-        >>> latents, _ = VectorLatentObservation(envs, "random").reset(seed=0)
+        >>> latents, _ = VectorLatentObservation(envs, "pixels").reset(seed=0)
         >>> latents.shape
-        (3, 2048)
+        (3, 768)
     """
 
     def __init__(

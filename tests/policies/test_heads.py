@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from latentgym.encoders import load_encoder
+from latentgym.envs import make_env
+from latentgym.envs.recording import record
+from latentgym.errors import LatentGymError, UnknownNameError
+from latentgym.policies import CloningPolicy, load_policy, train_policy
+from latentgym.policies.heads import HEADS, FlowMatchingHead, InverseDynamicsHead
+from latentgym.rollouts import evaluate
+from latentgym.trajectories import Dataset
+
+ENV_ID = "latentgym/TabletopReach-v0"
+SMALL = {"mlp": {}, "action_chunking": {"embedding": 16, "layers": 1}, "flow_matching": {}, "inverse_dynamics": {}}
+
+
+def trained(dataset: Dataset, head: str, **options: Any) -> CloningPolicy:
+    settings = {"steps": 4, "hidden": (16,), "batch_size": 32, "head_options": SMALL[head], **options}
+    return train_policy(dataset, load_encoder("state"), head=head, **settings)
+
+
+def act(policy: CloningPolicy, dataset: Dataset, rows: int = 3, seed: int = 0, steps: int = 5) -> np.ndarray:
+    """Actions of the first row in closed loop on recorded observations."""
+    episode = dataset.episode(0)
+    policy.reset(np.ones(rows, bool), [seed, *range(50, 49 + rows)])
+    goals = {"goal_state": np.repeat(episode.state[-1:], rows, axis=0)}
+    return np.stack(
+        [
+            policy.act({"state": np.repeat(episode.state[step : step + 1], rows, axis=0), **goals})[0]
+            for step in range(steps)
+        ]
+    )
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("condition", ["none", "goal", "instruction"])
+def test_a_saved_head_acts_as_before(dataset: Dataset, head: str, condition: str, tmp_path: Path) -> None:
+    policy = trained(dataset, head, condition=condition, components=4)
+    again = load_policy(policy.save(tmp_path / "policy"))
+    assert isinstance(again, CloningPolicy)
+    assert (again.condition, again.execution, again.name) == (policy.condition, policy.execution, policy.name)
+    np.testing.assert_array_equal(act(again, dataset), act(policy, dataset))
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_equal_seeds_give_equal_bits(dataset: Dataset, head: str) -> None:
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    one, two = trained(dataset, head, condition="goal"), trained(dataset, head, condition="goal")
+    assert torch.equal(torch.rand(2), expected), "global randomness was used"
+    assert all(torch.equal(tensor, two.tensors()[name]) for name, tensor in one.tensors().items())
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_rows_actions_depend_on_its_own_episode_and_seed(dataset: Dataset, head: str) -> None:
+    policy = trained(dataset, head)
+    first = act(policy, dataset, seed=1)
+    np.testing.assert_array_equal(act(policy, dataset, seed=1), first)
+    assert np.array_equal(act(policy, dataset, seed=2), first) == (head != "flow_matching")
+
+
+def test_a_condition_is_obeyed(dataset: Dataset) -> None:
+    policy = trained(dataset, "mlp", condition="goal", steps=50)
+    policy.reset(np.ones(2, bool))
+    state = dataset.episode(0).state
+    goals = np.stack([state[-1], dataset.episode(1).state[-1]])
+    actions = policy.act({"state": np.repeat(state[:1], 2, axis=0), "goal_state": goals})
+    assert not np.allclose(actions[0], actions[1])
+
+
+def test_a_goal_policy_needs_a_goal(dataset: Dataset) -> None:
+    policy = trained(dataset, "mlp", condition="goal")
+    with pytest.raises(LatentGymError, match="goal=True"):
+        policy.bind([make_env(ENV_ID, pixels=False)])
+    policy.bind([make_env(ENV_ID, pixels=False, goal=True)])
+    summary = evaluate(ENV_ID, policy, seeds=range(2), env_options={"horizon": 5}).summary
+    assert summary.episodes == 2
+
+
+def test_the_inverse_model_learns_from_random_actions_too(dataset: Dataset) -> None:
+    plain, inverse = trained(dataset, "mlp"), trained(dataset, "inverse_dynamics")
+    assert inverse.facts["demonstrations"] == plain.facts["demonstrations"]
+    assert inverse.facts["windows"] > plain.facts["windows"]
+
+
+def test_the_inverse_model_recovers_the_action_between_two_states(dataset: Dataset) -> None:
+    policy = trained(dataset, "inverse_dynamics", steps=400, hidden=(64, 64))
+    head, episode = policy.head, dataset.episode(policy.score.episodes[0])
+    assert isinstance(head, InverseDynamicsHead)
+    latents = head.prepare(torch.from_numpy(episode.state))
+    found = head.infer(latents[:-1], latents[1:]) * head.action_scale + head.action_mean
+    error = (found.detach().numpy() - episode.action).var(axis=0)
+    assert (error < 0.2 * episode.action.var(axis=0)).all()
+
+
+def test_flow_matching_represents_two_good_actions() -> None:
+    """Where half of the demonstrators go left and half right, plans go left or right; a mean would stand still."""
+    from latentgym.policies.heads import Batch
+
+    head = FlowMatchingHead(1, None, 1, (64, 64), 1, horizon=1)
+    head.draw_weights(torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(1)
+    optimizer = torch.optim.Adam(head.parameters(), 3e-3)
+    one = torch.ones(256, 1)
+    for _ in range(400):
+        targets = torch.randint(0, 2, (256, 1, 1), generator=generator) * 2.0 - 1
+        loss = head.loss(Batch(one[:, None], one, one, one[:, 0]), targets, generator)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    plans = head.plan(one[:, None], None, torch.randn(256, 1, 1, generator=generator)).detach().flatten()
+    assert (plans.abs() - 1).abs().median() < 0.15
+    assert 0.3 < (plans > 0).float().mean() < 0.7
+
+
+def test_bad_choices_are_refused(dataset: Dataset) -> None:
+    with pytest.raises(UnknownNameError, match="did you mean 'action_chunking'"):
+        train_policy(dataset, load_encoder("state"), head="action_chunks")
+    with pytest.raises(UnknownNameError, match="condition"):
+        train_policy(dataset, load_encoder("state"), condition="goals")
+    with pytest.raises(UnknownNameError, match="option of head 'mlp'"):
+        train_policy(dataset, load_encoder("state"), head_options={"layers": 2})
+    with pytest.raises(LatentGymError, match="one action at a time"):
+        train_policy(dataset, load_encoder("state"), head="inverse_dynamics", chunk=4)
+    with pytest.raises(LatentGymError, match="multiple of heads"):
+        train_policy(dataset, load_encoder("state"), head="action_chunking", head_options={"embedding": 10})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head", HEADS)
+def test_every_head_solves_reach_from_the_state(head: str, tmp_path: Path) -> None:
+    dataset = record(ENV_ID, tmp_path / "reach", episodes=60, policy="noisy-expert", random_fraction=0.2, seed=1)
+    policy = train_policy(dataset, load_encoder("state"), head=head, steps=600, history=1)
+    assert evaluate(ENV_ID, policy, seeds=range(20), batch_size=20).summary.successes >= 16
