@@ -52,4 +52,4 @@ class Row:
 
     def to_dict(self) -> dict[str, Any]:
         """The row as a mapping of JSON types."""
-        return dataclasses.asdict(self)
+        return dict(vars(self))

@@ -104,8 +104,9 @@ def code_digest(rooms: tuple[str, ...]) -> str:
     return digest.hexdigest()
 
 
+@functools.cache
 def _code_of(source: str) -> str:
-    """The syntax tree of ``source`` as text, docstrings left out."""
+    """The syntax tree of ``source`` as text, docstrings left out; kept, for the kinds of cells share most rooms."""
     tree = ast.parse(source)
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):

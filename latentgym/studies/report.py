@@ -234,8 +234,11 @@ def _bar(item: EncoderSummary, found: Mapping[str, Estimate]) -> dict[str, Any]:
 
 def _scatter(rows: Sequence[Row], summaries: Sequence[EncoderSummary], envs: Sequence[str]) -> dict[str, Any]:
     """Proxy to environment to points, one per encoder and pretraining run."""
-    rows = [row for row in rows if row.get("checkpoint") is None]
-    runs = {s.name: sorted({row["seed"] for row in rows if row["encoder"] == s.name}) for s in summaries}
+    of_encoder: dict[str, list[Row]] = {item.name: [] for item in summaries}
+    for row in rows:
+        if row.get("checkpoint") is None and row["encoder"] in of_encoder:
+            of_encoder[row["encoder"]].append(row)
+    runs = {name: sorted({row["seed"] for row in own}) for name, own in of_encoder.items()}
     found: dict[str, list[dict[str, Any]]] = {}
     for env in envs:
         for proxy in summary.PROXIES:
@@ -243,17 +246,17 @@ def _scatter(rows: Sequence[Row], summaries: Sequence[EncoderSummary], envs: Seq
                 _identity(item) | {"seed": seed, "x": _point(x), "y": _point(y)}
                 for item in summaries
                 for seed in runs[item.name]
-                if (x := _one_run(rows, proxy, env, item.name, seed))
-                and (y := _one_run(rows, "success_rate", env, item.name, seed))
+                if (x := _one_run(of_encoder[item.name], proxy, env, seed))
+                and (y := _one_run(of_encoder[item.name], "success_rate", env, seed))
             ]
             if points:
                 found.setdefault(proxy, []).append({"title": label_env(env), "points": points})
     return found
 
 
-def _one_run(rows: Iterable[Row], metric: str, env: str, encoder: str, seed: int) -> Estimate | None:
-    chosen = summary.select(rows, metric, env=env, encoder=encoder, seed=seed)
-    chosen = chosen or summary.select(rows, metric, env="all", encoder=encoder, seed=seed)
+def _one_run(rows: Sequence[Row], metric: str, env: str, seed: int) -> Estimate | None:
+    """The estimate of one pretraining run among an encoder's rows, over all environments where not of one."""
+    chosen = summary.select(rows, metric, env=env, seed=seed) or summary.select(rows, metric, env="all", seed=seed)
     if metric == "success_rate":
         return summary.success_of(chosen)
     return Estimate(chosen[0]["value"], chosen[0]["low"], chosen[0]["high"]) if chosen else None
