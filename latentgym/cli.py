@@ -369,9 +369,10 @@ def train(
 
 @app.command()
 def rollout(
-    env: Annotated[str, typer.Argument(help="Environment id.")],
+    env: Annotated[str, typer.Argument(help="Environment id, or calvin-chains for CALVIN's evaluation.")],
     policy: Annotated[str, typer.Option(help="Folder of a trained policy, or expert, or random.")],
     episodes: Annotated[int, typer.Option(min=1)] = 100,
+    chains: Annotated[int, typer.Option(min=1, max=1000, help="How many of CALVIN's thousand chains.")] = 1000,
     seed: Seed = 0,
     workers: Workers = 1,
     video: Annotated[Path | None, typer.Option(help="Folder for videos of successes and failures.")] = None,
@@ -385,6 +386,11 @@ def rollout(
     from latentgym.progress import track_counts
     from latentgym.rollouts import evaluate, resolve_policy, rollout_seeds
 
+    if env == "calvin-chains":
+        if video is not None:
+            raise LatentGymError("calvin-chains writes no videos; leave out --video")
+        _rollout_chains(policy, chains, seed, workers, _options(option), as_json)
+        return
     with track_counts(f"rolling out on {env}", episodes) as progress:
         evaluation = evaluate(
             env,
@@ -400,6 +406,25 @@ def rollout(
         _print_json(evaluation.to_dict())
         return
     print(evaluation.describe())
+
+
+def _rollout_chains(policy: str, chains: int, seed: int, workers: int, options: dict[str, Any], as_json: bool) -> None:
+    """CALVIN's evaluation: the first ``chains`` of its thousand chains of five instructions."""
+    from dataclasses import asdict
+
+    from latentgym.progress import track_counts
+    from latentgym.rollouts import evaluate_chains, resolve_policy
+
+    with track_counts("rolling out on CALVIN's chains", chains) as progress:
+        evaluation = evaluate_chains(
+            resolve_policy(policy), chains, seed=seed, workers=workers, env_options=options, progress=progress
+        )
+    if as_json:
+        _print_json(evaluation.to_dict())
+        return
+    print(evaluation.describe())
+    rows = [{"task": task, **asdict(rate)} for task, rate in evaluation.tasks.items()]
+    _print_table("per task", rows, ["task", "successes", "trials", "rate", "low", "high"])
 
 
 @app.command()

@@ -92,6 +92,7 @@ class Training:
                     stacklevel=2,
                 )
         shared = common - _WARNED - set(deliberate)
+        pairs = {name: pair for name, pair in pairs.items() if name not in deliberate}
         pairs |= {name: (self.settings[name], contract.settings[name]) for name in sorted(shared)}
         problems = [f"{name}: trained on {a!r}, found {b!r}" for name, (a, b) in pairs.items() if _json(a) != _json(b)]
         if problems:

@@ -1,17 +1,21 @@
 """Rollouts: closed-loop evaluation on fixed seeds, videos, and the link between proxies and success."""
 
+from latentgym.rollouts.calvin_chains import ChainEvaluation, ChainRecord, evaluate_chains
 from latentgym.rollouts.chunks import EpisodeRecord
 from latentgym.rollouts.evaluate import Evaluation, Summary, evaluate, resolve_policy, rollout_seeds
 from latentgym.rollouts.link import LinkPoint, LinkRow, link, link_studies, read_points, write_points
 from latentgym.rollouts.video import write_video
 
 __all__ = [
+    "ChainEvaluation",
+    "ChainRecord",
     "EpisodeRecord",
     "Evaluation",
     "LinkPoint",
     "LinkRow",
     "Summary",
     "evaluate",
+    "evaluate_chains",
     "link",
     "link_studies",
     "read_points",

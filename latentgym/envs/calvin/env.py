@@ -33,6 +33,7 @@ _CAMERAS = ("static", "gripper")
 _RESET_OPTIONS = ("robot_obs", "scene_obs", "task")
 _BACKENDS = ("latentgym", "calvin_env")
 _LONGEST_INSTRUCTION = 200
+_GRASP_ATTEMPTS = 20
 
 
 class CalvinEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
@@ -165,7 +166,8 @@ class CalvinEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
             options: ``"task"``: name of the task to judge in this episode. ``"robot_obs"`` ``(15,)`` and
                 ``"scene_obs"`` ``(24,)``: the state to start from; they come back changed by up to 2e-3, since the
                 simulator takes one step. What is not given is at rest for the robot; the scene is drawn such that the
-                task can be done or, without a task, with doors closed, lights off and blocks anywhere.
+                task can be done (tasks of placing and stacking begin with a lifted block in the hand) or, without a
+                task, with doors closed, lights off and blocks anywhere.
 
         Raises:
             LatentGymError: if an option is unknown or has a bad value.
@@ -179,9 +181,24 @@ class CalvinEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         scene_obs = _checked_vector("scene_obs", options.get("scene_obs"), SCENE_OBS_SIZE, self.env_id)
         task = options.get("task", self._default_task)
         if task is not None and _checked_task(task) and scene_obs is None:
-            scene_obs = draw_start(self.np_random, self.scene, task).scene_obs
-        self.simulator.reset(self.np_random, robot_obs, scene_obs)
+            self._reset_for(task, robot_obs)
+        else:
+            self.simulator.reset(self.np_random, robot_obs, scene_obs)
         return self.start_task(task), {"is_success": False}
+
+    def _reset_for(self, task: str, robot_obs: NDArray[np.float64] | None) -> None:
+        """Bring the simulator into a random state in which ``task`` can be done, a block in the hand where need be."""
+        from latentgym.envs.calvin.experts import take_in_hand  # it plans with this module's names
+
+        for _ in range(_GRASP_ATTEMPTS):
+            start = draw_start(self.np_random, self.scene, task)
+            self.simulator.reset(self.np_random, robot_obs, start.scene_obs)
+            if start.grasp is None or take_in_hand(self, start.grasp):
+                return
+        raise LatentGymError(
+            f"{self.env_id}: no block could be grasped in {_GRASP_ATTEMPTS} attempts, as {task!r} needs; give another "
+            "robot_obs, or none"
+        )
 
     def start_task(self, task: str | None) -> Observation:
         """Give an instruction from here on, as the next one of a chain: success is judged against the present state.

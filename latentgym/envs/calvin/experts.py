@@ -131,6 +131,21 @@ def lift_block(hand: Hand, colour: str) -> Motion:
     yield from hand.go((x, y, z + 0.12), near_m=0.01, speed=0.5)
 
 
+def take_in_hand(env: Any, colour: str) -> bool:
+    """Lift a block before an episode begins; whether the hand then holds it and touches nothing else.
+
+    Args:
+        env: the unwrapped environment, its simulator just reset.
+        colour: which block.
+    """
+    simulator = env.simulator
+    for action in lift_block(Hand(env), colour):
+        simulator.step(action)
+    now = simulator.snapshot()
+    block = now.blocks[f"block_{colour}"]
+    return bool(now.robot_touches == {block.uid} and block.touched == {now.robot})
+
+
 def push_block(hand: Hand, colour: str, direction: int) -> Motion:
     """Push a block along x with the closed fingers."""
     x, y, z = hand.block(colour)[:3]

@@ -1,0 +1,315 @@
+"""CALVIN's evaluation: chains of five instructions, 360 steps each, the robot reset once per chain (PROTOCOL #21)."""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+import statistics
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from latentgym.envs.calvin.chains import CHAIN_LENGTH, Chain, initial_state, official_chains
+from latentgym.envs.calvin.env import HORIZON
+from latentgym.envs.calvin.tasks import predicate
+from latentgym.envs.make import make_env
+from latentgym.errors import LatentGymError
+from latentgym.policies import CheckpointedPolicy, Policy, load_policy
+from latentgym.rollouts.chunks import single_threaded
+from latentgym.seeding import derive_seed
+from latentgym.statistics import crossed_bootstrap_interval, wilson_interval
+from latentgym.workers import follow_parent
+
+CHAINS_ENV = "latentgym/CalvinD-v0"
+"""Where the official evaluation takes place, whatever scenes a policy was trained in."""
+
+_OWN_OPTIONS = frozenset({"task", "horizon", "pixels"})
+# A policy of scenes A to C is judged in D, and one of a single task by every instruction.
+_DELIBERATE = frozenset({"env_id", "task"})
+Progress = Callable[[int, int], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class ChainRecord:
+    """One chain.
+
+    Attributes:
+        index: its place in the list of chains.
+        tasks: its instructions' tasks.
+        steps: steps spent on each instruction that was given.
+        completed: instructions carried out before the first failure.
+    """
+
+    index: int
+    tasks: tuple[str, ...]
+    steps: tuple[int, ...]
+    completed: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Rate:
+    """A success rate with Wilson's 95 % interval."""
+
+    successes: int
+    trials: int
+    rate: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, successes: int, trials: int) -> Rate:
+        """The rate of ``successes`` among at least one trial."""
+        return cls(successes, trials, successes / trials, *wilson_interval(successes, trials))
+
+
+@dataclasses.dataclass(frozen=True)
+class ChainEvaluation:
+    """Chains run by one policy.
+
+    Attributes:
+        policy: name of the policy.
+        records: one per chain, in order.
+        renderer: what drew the frames; ``None`` where none were observed.
+    """
+
+    policy: str
+    records: tuple[ChainRecord, ...]
+    renderer: str | None = None
+
+    @property
+    def success_at(self) -> tuple[Rate, ...]:
+        """Share of the chains with at least 1, 2, … instructions carried out in a row."""
+        longest = max(len(record.tasks) for record in self.records)
+        return tuple(
+            Rate.of(sum(record.completed >= length for record in self.records), len(self.records))
+            for length in range(1, longest + 1)
+        )
+
+    @property
+    def mean_length(self) -> float:
+        """Mean number of instructions carried out in a row."""
+        return statistics.fmean(record.completed for record in self.records)
+
+    def mean_length_interval(self, seed: int = 0) -> tuple[float, float] | None:
+        """95 % bootstrap interval of :attr:`mean_length` over chains; ``None`` for a single chain."""
+        if len(self.records) < 2:
+            return None
+        return crossed_bootstrap_interval([[record.completed for record in self.records]], seed=seed)
+
+    @property
+    def tasks(self) -> dict[str, Rate]:
+        """Success per task, among the times that its instruction was given; tasks by name."""
+        given: dict[str, list[bool]] = {}
+        for record in self.records:
+            for place in range(len(record.steps)):
+                given.setdefault(record.tasks[place], []).append(place < record.completed)
+        return {task: Rate.of(sum(done), len(done)) for task, done in sorted(given.items())}
+
+    def describe(self) -> str:
+        """Success at each length and the mean length, in one line."""
+        rates = ", ".join(
+            f"{100 * rate.rate:.1f} % at {length}" for length, rate in enumerate(self.success_at, start=1)
+        )
+        interval = self.mean_length_interval()
+        around = "" if interval is None else f" (95 % interval {interval[0]:.2f} to {interval[1]:.2f})"
+        return (
+            f"{self.policy} on {len(self.records)} CALVIN chains: {rates}; mean length {self.mean_length:.2f}{around}"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON types: ``success_at``, ``mean_length`` with ``low`` and ``high``, ``tasks`` and every record."""
+        low, high = self.mean_length_interval() or (None, None)
+        return {
+            "env_id": CHAINS_ENV,
+            "policy": self.policy,
+            "renderer": self.renderer,
+            "chains": len(self.records),
+            "success_at": {str(n): dataclasses.asdict(rate) for n, rate in enumerate(self.success_at, start=1)},
+            "mean_length": {"value": self.mean_length, "low": low, "high": high},
+            "tasks": {task: dataclasses.asdict(rate) for task, rate in self.tasks.items()},
+            "records": [dataclasses.asdict(record) for record in self.records],
+        }
+
+
+def evaluate_chains(
+    policy: Policy,
+    chains: Sequence[Chain] | int = 1000,
+    *,
+    seed: int = 0,
+    workers: int = 1,
+    steps_per_instruction: int = HORIZON,
+    env_options: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> ChainEvaluation:
+    """Run chains of instructions in scene D, as the official evaluation does.
+
+    A chain starts from :func:`~latentgym.envs.calvin.initial_state`. An instruction succeeds once the task oracle says
+    so, judged against the moment when it was given; then the next one follows where the arm stands. The first failure
+    ends the chain. The policy forgets its history with every instruction.
+
+    Args:
+        policy: the policy; for ``workers`` > 1 one that can be saved.
+        chains: pairs of an initial condition and task names, or how many of the thousand official chains.
+        seed: root of the seeds of stochastic policies.
+        workers: processes; the records do not depend on it.
+        steps_per_instruction: steps that an instruction may take.
+        env_options: options of ``make_env``; those left out are as the policy's training data were recorded.
+        progress: called with (chains done, chains in all).
+
+    Raises:
+        LatentGymError: on invalid arguments, a policy that does not fit CALVIN, or a worker that died.
+    """
+    listed = _checked_chains(chains)
+    if workers < 1 or steps_per_instruction < 1:
+        raise LatentGymError(
+            f"evaluate_chains: workers and steps_per_instruction must be at least 1, found {workers} and "
+            f"{steps_per_instruction}"
+        )
+    options = {**_trained_options(policy), **_checked_options(env_options or {})}
+    setting = _Setting(options, steps_per_instruction, seed, _DELIBERATE | set(env_options or ()))
+    run = _run_here if workers == 1 else _run_in_workers
+    records, renderers = [], set()
+    for record, renderer in run(setting, policy, listed, workers):
+        records.append(record)
+        renderers.add(renderer)
+        if progress is not None:
+            progress(len(records), len(listed))
+    return ChainEvaluation(policy.name, tuple(records), renderers.pop())
+
+
+_Numbered = tuple[int, Chain]
+
+
+def _checked_chains(chains: Sequence[Chain] | int) -> list[_Numbered]:
+    listed = official_chains(chains) if isinstance(chains, int) else list(chains)
+    if not listed:
+        raise LatentGymError("evaluate_chains: expected at least one chain")
+    for condition, tasks in listed:
+        if not 1 <= len(tasks) <= CHAIN_LENGTH:
+            raise LatentGymError(f"a chain has 1 to {CHAIN_LENGTH} tasks, found {len(tasks)}")
+        initial_state(condition)
+        for task in tasks:
+            predicate(task)
+    return list(enumerate(listed))
+
+
+def _checked_options(options: Mapping[str, Any]) -> Mapping[str, Any]:
+    unusable = sorted(options.keys() & _OWN_OPTIONS - {"pixels"} | options.keys() & {"goal", "corruption"})
+    if unusable:
+        raise LatentGymError(f"options {', '.join(unusable)} cannot be chosen for CALVIN's chains; leave them out")
+    return options
+
+
+def _trained_options(policy: Policy) -> dict[str, Any]:
+    training = getattr(policy, "training", None)
+    if training is None or "Calvin" not in training.env_id:
+        return {}
+    return {name: value for name, value in training.env_options().items() if name not in _OWN_OPTIONS}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Setting:
+    """How chains are run, the same in every process."""
+
+    env_options: Mapping[str, Any]
+    steps: int
+    seed: int
+    deliberate: frozenset[str]
+
+
+class _ChainRunner:
+    """One environment and one policy, which run chain after chain; a chain depends on nothing before it."""
+
+    def __init__(self, setting: _Setting, policy: Policy) -> None:
+        self._setting, self._policy = setting, policy
+        options = {"pixels": policy.needs_pixels, **setting.env_options, "horizon": setting.steps}
+        self._env: gymnasium.Env[Any, Any] = make_env(CHAINS_ENV, **options)
+        self._inner: Any = self._env.unwrapped
+        self.renderer: str | None = self._inner.contract.settings.get("renderer")
+        try:
+            policy.bind([self._env], setting.deliberate)
+        except LatentGymError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        self._env.close()
+
+    def run(self, numbered: _Numbered) -> ChainRecord:
+        index, (condition, tasks) = numbered
+        robot_obs, scene_obs = initial_state(condition)
+        self._env.reset(seed=0, options={"robot_obs": robot_obs, "scene_obs": scene_obs})
+        steps: list[int] = []
+        for place, task in enumerate(tasks):
+            solved, taken = self._follow(task, derive_seed(self._setting.seed, "chain", index, place))
+            steps.append(taken)
+            if not solved:
+                return ChainRecord(index, tuple(tasks), tuple(steps), place)
+        return ChainRecord(index, tuple(tasks), tuple(steps), len(tasks))
+
+    def _follow(self, task: str, seed: int) -> tuple[bool, int]:
+        """Give one instruction; whether it succeeded, and the steps taken."""
+        observation = self._inner.start_task(task)
+        self._policy.reset(np.ones(1, np.bool_), [seed])
+        for step in range(1, self._setting.steps + 1):
+            batch = {
+                key: np.array([value], object if isinstance(value, str) else None) for key, value in observation.items()
+            }
+            observation, _, _, _, info = self._env.step(self._policy.act(batch)[0])
+            if info["is_success"]:
+                return True, step
+        return False, self._setting.steps
+
+
+_Result = tuple[ChainRecord, str | None]
+
+
+def _run_here(setting: _Setting, policy: Policy, chains: Sequence[_Numbered], workers: int) -> Iterator[_Result]:
+    with single_threaded():
+        runner = _ChainRunner(setting, policy)
+        try:
+            for chain in chains:
+                yield runner.run(chain), runner.renderer
+        finally:
+            runner.close()
+
+
+def _run_in_workers(setting: _Setting, policy: Policy, chains: Sequence[_Numbered], workers: int) -> Iterator[_Result]:
+    if not isinstance(policy, CheckpointedPolicy):
+        raise LatentGymError(f"policy {policy.name!r} cannot be saved, which workers > 1 need; use workers=1")
+    with tempfile.TemporaryDirectory(prefix="latentgym-policy-") as scratch:
+        folder = policy.save(Path(scratch) / "policy")
+        context = multiprocessing.get_context("spawn")  # GL contexts do not survive a fork
+        pool = ProcessPoolExecutor(min(workers, len(chains)), context, _open_worker, (setting, folder))
+        try:
+            yield from pool.map(_run_in_worker, chains)
+        except BrokenProcessPool as error:
+            raise LatentGymError("a worker of CALVIN's chains died (killed, or out of memory); use fewer") from error
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+# A worker process serves one evaluation; its environment and policy are made with its first chain.
+_worker: dict[str, Any] = {}
+
+
+def _open_worker(setting: _Setting, folder: Path) -> None:
+    follow_parent()
+    _worker.update(setting=setting, folder=folder)
+
+
+def _run_in_worker(chain: _Numbered) -> _Result:
+    try:
+        with single_threaded():
+            if "runner" not in _worker:
+                _worker["runner"] = _ChainRunner(_worker["setting"], load_policy(_worker["folder"]))
+            runner: _ChainRunner = _worker["runner"]
+            return runner.run(chain), runner.renderer
+    except LatentGymError as error:
+        raise LatentGymError(str(error)) from None  # subclasses do not survive the way back
