@@ -88,12 +88,12 @@ def test_bad_reset_options_are_refused(env: gymnasium.Env, options: dict) -> Non
 def test_absolute_actions_reach_the_pose_that_they_name(assets: Path) -> None:
     env = make_env("latentgym/CalvinA-v0", assets=assets, pixels=False, action_mode="absolute")
     observation, _ = env.reset(seed=0)
-    goal = np.append(observation["robot_obs"][:6] + [0.03, 0.02, 0.04, 0, 0, 0], 1)
+    goal = np.append(observation["robot_obs"][:6] + np.array([0.03, 0.02, 0.04, 0, 0, 0]), 1)
     for _ in range(30):
         observation, *_ = env.step(goal)
     np.testing.assert_allclose(observation["robot_obs"][:3], goal[:3], atol=5e-3)
     with pytest.raises(LatentGymError, match="units"):
-        env.step(goal + [5, 0, 0, 0, 0, 0, 0])
+        env.step([5, *goal[1:]])
     env.close()
 
 
