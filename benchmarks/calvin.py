@@ -95,12 +95,11 @@ def speeds(
         for _ in range(8):
             world.client.stepSimulation()
 
-    views = [{"width": side, "height": side} for side in (200, 84)]
+    cameras, robot = world._cameras, world.robot.uid
     bare_views = [
-        {**view, "viewMatrix": world._cameras._static_view if index == 0 else world._cameras._gripper_view(world.robot.uid),
-         "projectionMatrix": world._cameras._projections[("static", "gripper")[index]]}
-        for index, view in enumerate(views)
-    ]  # fmt: skip
+        {"width": side, "height": side, "viewMatrix": view, "projectionMatrix": cameras._projections[name]}
+        for name, side, view in (("static", 200, cameras._static_view), ("gripper", 84, cameras._gripper_view(robot)))
+    ]
 
     def bare_frames(_: np.ndarray) -> None:
         with world.client.drawing():
@@ -108,7 +107,11 @@ def speeds(
                 world.client.getCameraImage(**view)
 
     def frames_of(simulator: Any) -> Callable[[np.ndarray], None]:
-        return lambda _: [simulator.render(camera) for camera in ("static", "gripper")][-1] and None
+        def render(_: np.ndarray) -> None:
+            for camera in ("static", "gripper"):
+                simulator.render(camera)
+
+        return render
 
     simulators = {"ours": world} | ({} if original is None else {"original": original.unwrapped.simulator})
     steps = {"PyBullet alone": rate(bare_step, actions)}
@@ -144,7 +147,9 @@ def expert_rates(trials: int) -> list[dict[str, Any]]:
         failures = [seed for seed in range(trials) if not solves(envs[seed % 4], task, seed)]
         successes = trials - len(failures)
         low, high = wilson_interval(successes, trials)
-        found.append({"task": task, "successes": successes, "trials": trials, "low": low, "high": high, "failures": failures})
+        found.append(
+            {"task": task, "successes": successes, "trials": trials, "low": low, "high": high, "failures": failures}
+        )
         print(f"{task}: {successes}/{trials}, failed seeds {failures}", file=sys.stderr, flush=True)
     return found
 

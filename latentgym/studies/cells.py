@@ -26,6 +26,8 @@ from latentgym.rollouts import evaluate
 from latentgym.seeding import derive_seed
 from latentgym.trajectories import Dataset, Split, open_dataset, split_episodes
 
+DATA_NAME = "data.json"
+
 
 @dataclasses.dataclass(frozen=True)
 class Task:
@@ -49,13 +51,21 @@ class Task:
         return int(self.params["seed"])
 
 
+def open_recorded(folder: Path) -> Dataset:
+    """The data set of a finished cell, recorded by it or named by it."""
+    if (folder / DATA_NAME).is_file():
+        named = read_json(folder / DATA_NAME)
+        return open_dataset(named["data"], **named["options"])
+    return open_dataset(folder / "dataset")
+
+
 def _split_of(dataset: Dataset, seed: int) -> Split:
     """The one split of a data set that every cell of a study uses."""
     return split_episodes(dataset, seed=derive_seed(seed, "split", dataset.env_id))
 
 
 def _suite_data(task: Task, seed: int) -> list[tuple[Dataset, Split]]:
-    datasets = [open_dataset(path / "dataset") for label, path in sorted(task.inputs.items()) if label != "encoder"]
+    datasets = [open_recorded(path) for label, path in sorted(task.inputs.items()) if label != "encoder"]
     return [(dataset, _split_of(dataset, seed)) for dataset in datasets]
 
 
@@ -114,6 +124,11 @@ def run_record(task: Task) -> None:
     )
 
 
+def run_data(task: Task) -> None:
+    """Name a data set that is there already; it is read in place."""
+    write_json(task.out / DATA_NAME, {"data": task.params["data"], "options": dict(task.params["options"])})
+
+
 def run_pretrain(task: Task) -> None:
     """Pretrain one encoder on the training episodes of the suite into ``encoder/``."""
     params = task.params
@@ -150,7 +165,7 @@ def run_fidelity(task: Task) -> None:
 def run_offline(task: Task) -> None:
     """Probe one encoder on one data set and train its cloning heads on the same features."""
     params = task.params
-    dataset = open_dataset(task.inputs["data"] / "dataset")
+    dataset = open_recorded(task.inputs["data"])
     split, encoder = _split_of(dataset, task.seed), _encoder_of(task)
     keeps_features = bool(params["encoder"]["digest"])
     cache = FeatureCache(task.root / "features" if keeps_features else task.out / "features")
@@ -209,7 +224,7 @@ def run_offline(task: Task) -> None:
 
 def run_floors(task: Task) -> None:
     """Score the predictors that look at no latent: the constant and the previous action."""
-    dataset = open_dataset(task.inputs["data"] / "dataset")
+    dataset = open_recorded(task.inputs["data"])
     settings = task.params["probe"]
     rows = probe_floors(
         dataset,
@@ -223,7 +238,7 @@ def run_floors(task: Task) -> None:
 def run_convnet(task: Task) -> None:
     """Train the end-to-end baseline from pixels."""
     params = task.params
-    dataset = open_dataset(task.inputs["data"] / "dataset")
+    dataset = open_recorded(task.inputs["data"])
     policy = train_convnet_policy(
         dataset,
         split=_split_of(dataset, task.seed),
@@ -238,7 +253,7 @@ def _policy_of(task: Task) -> Policy:
     name = task.params["policy"]
     if "policy" in task.inputs:
         return load_policy(task.inputs["policy"] / name)
-    dataset = open_dataset(task.inputs["data"] / "dataset")
+    dataset = open_recorded(task.inputs["data"])
     if name == "expert":
         return ExpertPolicy()
     if name == "random":
@@ -249,13 +264,14 @@ def _policy_of(task: Task) -> Policy:
 def run_rollout(task: Task) -> None:
     """Roll a policy out on the environment's fixed seed list."""
     params = task.params
+    size = {} if params["image_size"] is None else {"image_size": params["image_size"]}
     seeds = [derive_seed(task.seed, "rollout", params["env"], index) for index in range(params["rollouts"])]
     evaluation = evaluate(
         params["env"],
         _policy_of(task),
         seeds,
         batch_size=params["batch_size"],
-        env_options={"image_size": params["image_size"], **params["env_options"]},
+        env_options={**size, **params["env_options"]},
         video_dir=task.out / "videos" if params["videos"] else None,
         videos=(params["videos"], params["videos"]),
     )
@@ -264,6 +280,7 @@ def run_rollout(task: Task) -> None:
 
 RUNNERS: dict[str, Callable[[Task], None]] = {
     "record": run_record,
+    "data": run_data,
     "pretrain": run_pretrain,
     "fidelity": run_fidelity,
     "offline": run_offline,

@@ -37,6 +37,10 @@ class Suite(_Section):
         policy_seeds: seeds of the cloning heads on final checkpoints; intermediate ones use the first.
         convnet_baseline: also train a policy end to end from pixels.
         optional: leave the suite out, with a warning, where its environments cannot be made here.
+        data: folder of a data set to use in place of recording, such as a downloaded CALVIN split; its environment then
+            takes the place of ``envs``, and its frames are used in their own size. Data of several scenes stand for no
+            single environment: their suite goes without rollouts.
+        data_options: how that folder is read, as ``--data-option`` of the command line.
     """
 
     name: str
@@ -54,6 +58,8 @@ class Suite(_Section):
     policy_seeds: tuple[int, ...] = (0,)
     convnet_baseline: bool = False
     optional: bool = False
+    data: str = ""
+    data_options: dict[str, Any] = Field(default_factory=dict)
 
     @field_validator("rollouts")
     @classmethod

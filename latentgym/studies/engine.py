@@ -31,6 +31,7 @@ from latentgym.workers import follow_parent
 
 GROUND = ("statistics.py", "corruptions.py", "seeding.py", "artifacts.py", "results.py")
 ROOMS_OF_KIND = {
+    "data": ("trajectories",),
     "record": ("trajectories", "envs"),
     "pretrain": ("trajectories", "encoders"),
     "fidelity": ("trajectories", "encoders", "probes"),

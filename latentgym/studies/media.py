@@ -12,8 +12,8 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from latentgym.artifacts import read_json
+from latentgym.studies.cells import open_recorded
 from latentgym.studies.plan import SuitePlan
-from latentgym.trajectories import open_dataset
 
 UPSCALE = 3
 STRIP_FRAMES = 6
@@ -50,7 +50,7 @@ def encoder_facts(plans: Sequence[SuitePlan], root: Path) -> list[dict[str, Any]
 def _frames(plan: SuitePlan, root: Path) -> Iterator[dict[str, str]]:
     """A strip of frames from the first demonstration of each environment."""
     for env, cell in plan.data.items():
-        dataset = open_dataset(cell.folder(root) / "dataset")
+        dataset = open_recorded(cell.folder(root))
         index = next((i for i, policy in enumerate(dataset.policies) if policy != "random"), 0)
         frames = dataset.episode(index, cameras=dataset.cameras[:1]).frames[dataset.cameras[0]]
         picked = frames[np.linspace(0, len(frames) - 1, STRIP_FRAMES).round().astype(int)]

@@ -8,6 +8,7 @@ from typing import Any
 
 from latentgym.studies.config import StudyConfig, Suite
 from latentgym.studies.engine import Cell
+from latentgym.trajectories import open_dataset
 
 BASELINE_POLICIES = ("expert", "random", "constant")
 
@@ -115,6 +116,10 @@ def _policy_seeds(suite: Suite, use: EncoderUse) -> tuple[int, ...]:
 
 
 def _record_cell(config: StudyConfig, suite: Suite, env: str) -> Cell:
+    if suite.data:
+        dataset = open_dataset(suite.data, **suite.data_options)
+        given = {"env": env, "data": str(dataset.path.resolve()), "options": suite.data_options, "key": dataset.key}
+        return Cell("data", f"open {suite.data}", given)
     params = {
         "env": env,
         "seed": config.seed,
@@ -215,7 +220,7 @@ def _rollout_cell(
     params = {
         "env": env,
         "env_options": dict(suite.env_options),
-        "image_size": suite.image_size,
+        "image_size": None if suite.data else suite.image_size,
         "policy": policy,
         "seed": config.seed,
         "rollouts": suite.rollouts,

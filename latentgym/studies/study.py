@@ -27,8 +27,9 @@ from latentgym.results import Row
 from latentgym.rollouts.link import LinkRow, link, write_points
 from latentgym.seeding import derive_seed
 from latentgym.studies.assemble import all_rows, claim_replicates, link_points, measure
+from latentgym.studies.cells import open_recorded
 from latentgym.studies.claims import evaluate
-from latentgym.studies.config import StudyConfig, load_config
+from latentgym.studies.config import StudyConfig, Suite, load_config
 from latentgym.studies.engine import CellRecord, run_cells, study_lock
 from latentgym.studies.evidence import REPLICATES_NAME, Evidence, benchmark_of
 from latentgym.studies.media import encoder_facts, gather_media
@@ -97,8 +98,11 @@ def _preflight(config: StudyConfig) -> tuple[StudyConfig, dict[str, str]]:
         and preprocessing.
     """
     suites = []
-    for suite in config.suites:
+    for suite in map(_with_data, config.suites):
         try:
+            if suite.data and not suite.rollouts:
+                suites.append(suite)
+                continue
             for env_id in suite.envs:
                 make_env(env_id, image_size=suite.image_size, pixels=False, **suite.env_options).close()
         except LatentGymError as error:
@@ -111,6 +115,22 @@ def _preflight(config: StudyConfig) -> tuple[StudyConfig, dict[str, str]]:
         raise LatentGymError("every suite of this study is optional and none can be had here")
     config = config.model_copy(update={"suites": tuple(suites)})
     return config, {name: content_key(load_encoder(source).spec) for name, source in config.weights.items()}
+
+
+def _with_data(suite: Suite) -> Suite:
+    """A suite of given data stands for the environment that they were recorded in, if there is one."""
+    if not suite.data:
+        return suite
+    dataset = open_dataset(suite.data, **suite.data_options)
+    changes: dict[str, Any] = {"envs": (dataset.env_id,)}
+    if suite.rollouts and "/" not in dataset.env_id:
+        warnings.warn(
+            f"suite {suite.name!r}: {suite.data} holds several scenes ({dataset.env_id}), which are no one environment "
+            "to roll out in; its rollouts are left out",
+            stacklevel=3,
+        )
+        changes["rollouts"] = 0
+    return suite.model_copy(update=changes)
 
 
 def _write_results(
@@ -165,7 +185,7 @@ def _write_results(
 
 def _provenance(plans: Sequence[SuitePlan], root: Path, config: StudyConfig) -> dict[str, Any]:
     """Where the numbers come from: versions and GL of the recordings, and the machine."""
-    recorded = [open_dataset(cell.folder(root) / "dataset").provenance for plan in plans for cell in plan.data.values()]
+    recorded = [open_recorded(cell.folder(root)).provenance for plan in plans for cell in plan.data.values()]
     versions = {name: version for item in recorded for name, version in item.versions.items()}
     return {
         "versions": {**versions, "torch": torch.__version__},
