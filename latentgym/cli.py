@@ -348,6 +348,9 @@ def train(
     demonstrations: Annotated[int | None, typer.Option(help="Training demonstrations to use; all by default.")] = None,
     head: Annotated[str, typer.Option(help="mlp, action_chunking, flow_matching or inverse_dynamics.")] = "mlp",
     condition: Annotated[str, typer.Option(help="What it is told: none, goal or instruction.")] = "none",
+    instruction_encoder: Annotated[
+        str, typer.Option(help="Sentence encoder: all-MiniLM-L6-v2, a folder or hub id, or words.")
+    ] = "all-MiniLM-L6-v2",
     chunk: Annotated[int | None, typer.Option(min=1, help="Actions planned at once; the head's own default.")] = None,
     history: Annotated[int, typer.Option(min=1, help="Latents that it sees.")] = 3,
     head_option: Annotated[list[str], typer.Option(help="key=value for the head; repeatable.")] = [],  # noqa: B006
@@ -360,8 +363,9 @@ def train(
 
     dataset = open_dataset(data, **_options(data_option, "--data-option"))
     policy = train_policy(
-        dataset, load_encoder(encoder), head=head, condition=condition, chunk=chunk, history=history,
-        head_options=_options(head_option, "--head-option"), seed=seed, steps=steps, demonstrations=demonstrations,
+        dataset, load_encoder(encoder), head=head, condition=condition, instruction_encoder=instruction_encoder,
+        chunk=chunk, history=history, head_options=_options(head_option, "--head-option"),
+        seed=seed, steps=steps, demonstrations=demonstrations,
     )  # fmt: skip
     policy.save(out)
     print(f"policy in {out}; cloning R² on held-out demonstrations {_cell(policy.cloning_r2)}")

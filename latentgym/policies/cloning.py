@@ -19,7 +19,7 @@ from latentgym.envs.contract import contract_of
 from latentgym.envs.wrappers.goal_observation import goal_key
 from latentgym.errors import LatentGymError
 from latentgym.policies.checkpoint import CheckpointedPolicy, Training
-from latentgym.policies.conditions import instruction_features
+from latentgym.policies.conditions import WORDS, instruction_features
 from latentgym.policies.demonstrations import CloningScore, clipped
 from latentgym.policies.execution import Execution, ExecutionSettings
 from latentgym.policies.heads import LatentHead, find_head
@@ -37,6 +37,7 @@ class CloningPolicy(CheckpointedPolicy):
         facts: seed, demonstrations, steps, loss curve.
         condition: ``"none"``, ``"goal"`` (the observation holds ``"goal_pixels"`` or the like, see
             :class:`~latentgym.envs.wrappers.GoalObservation`) or ``"instruction"``.
+        instruction_encoder: what turns an instruction into numbers.
         execution: how plans are executed.
     """
 
@@ -52,10 +53,12 @@ class CloningPolicy(CheckpointedPolicy):
         facts: Mapping[str, Any],
         *,
         condition: str = "none",
+        instruction_encoder: str = WORDS,
         execution: ExecutionSettings | None = None,
     ) -> None:
         self.encoder, self.head, self.training, self.score = encoder, head, training, score
         self.facts, self.condition = dict(facts), condition
+        self.instruction_encoder = instruction_encoder
         self.execution = execution or ExecutionSettings()
         kind = "cloning" if head.kind == "mlp" else head.kind.replace("_", " ")
         self.name = f"{kind} on {encoder.spec.name}"
@@ -138,7 +141,7 @@ class CloningPolicy(CheckpointedPolicy):
         """What every row is told, ``(B, C)``."""
         if self.condition == "instruction":
             texts = observation.get("instruction", np.full(len(self._fresh), self._instruction, object))
-            return torch.from_numpy(instruction_features([str(text) for text in texts]))
+            return torch.from_numpy(instruction_features([str(text) for text in texts], self.instruction_encoder))
         goals = np.asarray(observation[self._goal_key])
         clips = np.repeat(goals[:, None], self.encoder.spec.clip_length, axis=1)
         latents = encode_clips(self.encoder, clips, View("single"), batch_size=len(clips))
@@ -150,6 +153,7 @@ class CloningPolicy(CheckpointedPolicy):
             "training": self.training,
             "head": {"kind": self.head.kind, **self.head.shape},
             "condition": self.condition,
+            "instruction_encoder": self.instruction_encoder,
             "execution": dataclasses.asdict(self.execution),
             "score": self.score.to_dict(),
             "facts": self.facts,
@@ -175,5 +179,6 @@ class CloningPolicy(CheckpointedPolicy):
             score,
             record["facts"],
             condition=record.get("condition", "none"),
+            instruction_encoder=record.get("instruction_encoder", WORDS),
             execution=ExecutionSettings(**record.get("execution", {})),
         )

@@ -16,7 +16,7 @@ from latentgym.encoders.features import View, canonical_view, encode_view
 from latentgym.errors import LatentGymError
 from latentgym.policies.checkpoint import Training
 from latentgym.policies.cloning import CloningPolicy
-from latentgym.policies.conditions import INSTRUCTION_SIZE, check_condition, instruction_features
+from latentgym.policies.conditions import check_condition, instruction_features
 from latentgym.policies.demonstrations import (
     RANDOM_POLICY,
     CloningScore,
@@ -29,6 +29,7 @@ from latentgym.policies.demonstrations import (
 from latentgym.policies.execution import ExecutionSettings
 from latentgym.policies.heads import Batch, LatentHead, find_head, make_head
 from latentgym.policies.regression import fit
+from latentgym.policies.sentences import DEFAULT_SENTENCE_ENCODER
 from latentgym.seeding import torch_generator
 from latentgym.trajectories.splits import Split, split_episodes
 from latentgym.trajectories.store import Dataset
@@ -45,6 +46,7 @@ def train_policy(
     *,
     head: str = "mlp",
     condition: str = "none",
+    instruction_encoder: str = DEFAULT_SENTENCE_ENCODER,
     chunk: int | None = None,
     head_options: Mapping[str, Any] | None = None,
     split: Split | None = None,
@@ -72,7 +74,10 @@ def train_policy(
             ``"inverse_dynamics"``; see :data:`latentgym.policies.heads.HEADS`.
         condition: what the policy is told beside what it sees: ``"none"``; ``"goal"``, the latent of an observation
             to reach (in training a later one of the same episode, half of the time its last); ``"instruction"``, the
-            episode's instruction, as :func:`latentgym.policies.conditions.instruction_features` writes it.
+            episode's instruction.
+        instruction_encoder: what turns an instruction into numbers: ``"all-MiniLM-L6-v2"``, the folder or hub id of
+            another text model, or ``"words"``, which hashes words and needs nothing installed; see
+            :func:`latentgym.policies.conditions.instruction_features`.
         chunk: actions that are planned at once; 8 for ``"action_chunking"`` and ``"flow_matching"``, else 1. Flow
             matching executes half of a chunk before it plans again, the others average overlapping chunks.
         head_options: further settings of the head, such as ``{"layers": 4}``.
@@ -104,7 +109,7 @@ def train_policy(
     chosen = choose_demonstrations(dataset, split.train, demonstrations, seed)
     others = tuple(index for index in split.train if dataset.policies[index] == RANDOM_POLICY)
     used = (*chosen, *others) if kind.learns_from_any_action else chosen
-    data = _Windows.gather(dataset, encoder, used, chosen, history, chunk, condition, cache, kind)
+    data = _Windows.gather(dataset, encoder, used, chosen, history, chunk, condition, instruction_encoder, cache, kind)
     if components is not None and components >= min(len(data.targets), data.latents.shape[1]):
         components = None
     shape = {
@@ -117,14 +122,14 @@ def train_policy(
     network.to(encoder.device)
     losses = _fit(network, data, steps=steps, batch_size=batch_size, learning_rate=learning_rate, seed=seed)
     held_out = demonstration_episodes(dataset, split.test)
-    score = _score(network, dataset, encoder, held_out, condition, cache, seed)
+    score = _score(network, dataset, encoder, held_out, condition, instruction_encoder, cache, seed)
     facts = {
         "seed": seed, "demonstrations": list(chosen), "windows": len(data.windows), "steps": steps,
         "batch_size": batch_size, "learning_rate": learning_rate, "loss": losses,
     }  # fmt: skip
     return CloningPolicy(
         encoder, network, _training(dataset, condition), score, facts,
-        condition=condition, execution=_execution(network),
+        condition=condition, instruction_encoder=instruction_encoder, execution=_execution(network),
     )  # fmt: skip
 
 
@@ -157,7 +162,7 @@ class _Windows:
         demonstrated: ``(N,)`` whether the behaviour is to be imitated.
         last: ``(N,)`` row of the episode's last observation in ``latents``.
         goals: ``(R, F)`` latents of single observations, or ``None``.
-        instructions: ``(N, 64)``, or ``None``.
+        instructions: ``(N, C)``, or ``None``.
     """
 
     latents: NDArray[np.float32]
@@ -173,7 +178,7 @@ class _Windows:
     @classmethod
     def gather(
         cls, dataset: Dataset, encoder: Encoder, used: Sequence[int], imitated: Sequence[int], history: int,
-        chunk: int, condition: str, cache: FeatureCache | None, kind: type[LatentHead],
+        chunk: int, condition: str, instruction_encoder: str, cache: FeatureCache | None, kind: type[LatentHead],
     ) -> _Windows:  # fmt: skip
         """Windows of the episodes ``used``, of which ``imitated`` are demonstrations."""
         episodes = [dataset.episode(index, ()) for index in used]
@@ -182,7 +187,9 @@ class _Windows:
         targets = [episode.action if kind.learns_from_any_action else cloning_target(episode) for episode in episodes]
         latents = latents_of(dataset, encoder, used, CAUSAL, cache)
         single = latents_of(dataset, encoder, used, View("single"), cache) if condition == "goal" else None
-        texts = instruction_features([episode.instruction for episode in episodes])
+        texts = None
+        if condition == "instruction":
+            texts = instruction_features([episode.instruction for episode in episodes], instruction_encoder)
         starts = np.concatenate([[0], np.cumsum(lengths + 1)[:-1]])
         rows = np.concatenate([start + np.arange(length) for start, length in zip(starts, lengths, strict=True)])
         position = np.concatenate([np.arange(length) for length in lengths])[:, None] + np.arange(chunk)[None, :]
@@ -197,13 +204,13 @@ class _Windows:
             demonstrated=np.repeat([index in set(imitated) for index in used], lengths),
             last=np.repeat(starts + lengths, lengths),
             goals=None if single is None else np.concatenate([single[index] for index in used]),
-            instructions=np.repeat(texts, lengths, axis=0) if condition == "instruction" else None,
+            instructions=None if texts is None else np.repeat(texts, lengths, axis=0),
         )
 
     def condition_size(self, components: int | None) -> int:
         """Width C of what the policy is told."""
         if self.instructions is not None:
-            return INSTRUCTION_SIZE
+            return int(self.instructions.shape[1])
         return 0 if self.goals is None else components or self.latents.shape[1]
 
 
@@ -274,6 +281,7 @@ def _score(
     encoder: Encoder,
     episodes: Sequence[int],
     condition: str,
+    instruction_encoder: str,
     cache: FeatureCache | None,
     seed: int,
 ) -> CloningScore:
@@ -290,7 +298,11 @@ def _score(
         if condition == "goal":
             told = head.prepare(torch.from_numpy(goals[index][-1:]).to(device)).expand(count, -1)
         elif condition == "instruction":
-            told = torch.from_numpy(instruction_features([episode.instruction])).to(device).expand(count, -1)
+            told = (
+                torch.from_numpy(instruction_features([episode.instruction], instruction_encoder))
+                .to(device)
+                .expand(count, -1)
+            )
         drawn = torch.randn(count, head.horizon, head.actions_size, generator=noise).to(device)
         actions = head.actions(prepared[windows], told, drawn if head.stochastic else None)[:, 0]
         predictions.append(clipped(actions.cpu().numpy(), spec))
