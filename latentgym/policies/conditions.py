@@ -61,4 +61,5 @@ def _word_features(texts: Sequence[str]) -> NDArray[np.float32]:
         for term in (*words, *map(" ".join, itertools.pairwise(words))):
             digest = hashlib.sha256(term.encode()).digest()
             rows[index, digest[0] % _WORDS_SIZE] += 1.0 if digest[1] % 2 else -1.0
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.float32(1e-6))
+    found: NDArray[np.float32] = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.float32(1e-6))
+    return found

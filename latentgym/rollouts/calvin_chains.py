@@ -18,6 +18,7 @@ import numpy as np
 from latentgym.envs.calvin.chains import CHAIN_LENGTH, Chain, initial_state, official_chains
 from latentgym.envs.calvin.env import HORIZON
 from latentgym.envs.calvin.tasks import predicate
+from latentgym.envs.contract import contract_of
 from latentgym.envs.make import make_env
 from latentgym.errors import LatentGymError
 from latentgym.policies import CheckpointedPolicy, Policy, load_policy
@@ -231,7 +232,7 @@ class _ChainRunner:
         options = {"pixels": policy.needs_pixels, **setting.env_options, "horizon": setting.steps}
         self._env: gymnasium.Env[Any, Any] = make_env(CHAINS_ENV, **options)
         self._inner: Any = self._env.unwrapped
-        self.renderer: str | None = self._inner.contract.settings.get("renderer")
+        self.renderer: str | None = contract_of(self._env).settings.get("renderer")
         try:
             policy.bind([self._env], setting.deliberate)
         except LatentGymError:
