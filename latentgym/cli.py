@@ -371,6 +371,53 @@ def train(
     print(f"policy in {out}; cloning R² on held-out demonstrations {_cell(policy.cloning_r2)}")
 
 
+@app.command("train-rl")
+def train_rl(
+    env: Annotated[str, typer.Argument(help="Environment id.")],
+    encoder: Encoder,
+    out: Out,
+    algorithm: Annotated[
+        str, typer.Option(help="ppo, sac or td3; the last two use hindsight where goals are.")
+    ] = "sac",
+    steps: Annotated[int, typer.Option(min=1, help="Environment steps.")] = 50_000,
+    seed: Seed = 0,
+    history: Annotated[int, typer.Option(min=1, help="Latents that it sees.")] = 1,
+    keep: Annotated[list[str], typer.Option(help="Vector seen beside the latents, such as proprio; repeatable.")] = [],  # noqa: B006
+    normalize: Annotated[bool, typer.Option(help="Standardise observations and scale rewards.")] = True,
+    checkpoint_every: Annotated[int | None, typer.Option(min=1, help="Steps between evaluations.")] = None,
+    episodes: Annotated[int, typer.Option(min=1, help="Episodes of each evaluation, the last included.")] = 50,
+    option: Annotated[list[str], typer.Option(help="key=value for the environment; repeatable.")] = [],  # noqa: B006
+    algorithm_option: Annotated[list[str], typer.Option(help="key=value for the algorithm; repeatable.")] = [],  # noqa: B006
+    as_json: Json = False,
+) -> None:
+    """Learn a policy from rewards on frozen latents, and evaluate it."""
+    from latentgym.policies import reinforcement
+    from latentgym.progress import track_counts
+    from latentgym.rollouts import evaluate, rollout_seeds
+
+    if out.exists():
+        raise LatentGymError(f"{out} exists already; choose another folder for the policy, or remove it first")
+    seeds = rollout_seeds(seed, env, episodes)
+
+    def measure(_: int, policy: Any) -> dict[str, Any]:
+        summary = evaluate(env, policy, seeds, env_options=_options(option)).summary
+        return {name: getattr(summary, name) for name in ("successes", "episodes", "low", "high", "mean_reward")}
+
+    with track_counts(f"learning {env}", steps) as progress:
+        policy = reinforcement.train_rl(
+            env, encoder, algorithm=algorithm, steps=steps, seed=seed, history=history, keep=keep, normalize=normalize,
+            env_options=_options(option), algorithm_options=_options(algorithm_option, "--algorithm-option"),
+            checkpoint_every=checkpoint_every, on_checkpoint=measure, progress=progress,
+        )  # fmt: skip
+    policy.save(out)
+    evaluation = evaluate(env, policy, seeds, env_options=_options(option))
+    if as_json:
+        _print_json({"policy": str(out), "training": policy.facts, "evaluation": evaluation.to_dict()})
+        return
+    print(f"policy in {out}")
+    print(evaluation.describe())
+
+
 @app.command()
 def rollout(
     env: Annotated[str, typer.Argument(help="Environment id, or calvin-chains for CALVIN's evaluation.")],

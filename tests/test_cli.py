@@ -37,6 +37,11 @@ def run(
         (["probe", "{tmp}/nothing", "--encoder", "pixels"], "nothing"),
         (["study", "quickstrat", "-o", "{tmp}"], "did you mean 'quickstart'"),
         (["rollout", "latentgym/TabletopReach-v0", "--policy", "{tmp}/nothing"], "nothing"),
+        (
+            ["train-rl", "latentgym/TabletopReach-v0", "--encoder", "state", "-o", "{tmp}/out", "--algorithm", "sak"],
+            "sac",
+        ),
+        (["train-rl", "latentgym/TabletopReach-v0", "--encoder", "state", "-o", "{tmp}"], "exists already"),
         (["pretrain", "pixel_autoencodr", "{tmp}/nothing", "-o", "{tmp}/out"], ""),
         (["check", "encoder", "pixles"], "did you mean 'pixels'"),
         (["layers", "{tmp}/nothing", "--encoder", "pixels"], "nothing"),
@@ -96,6 +101,27 @@ def test_record_probe_train_rollout(
     status, out, _ = run(capsys, monkeypatch, "rollout", env, "--policy", policy, "--episodes", 4, "--json")
     assert status == 0
     assert len(json.loads(out)["records"]) == 4
+
+
+def test_learn_from_rewards(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "policy"
+    status, text, err = run(
+        capsys, monkeypatch, "train-rl", "latentgym/TabletopReach-v0", "--encoder", "state", "-o", out, "--json",
+        "--algorithm", "ppo", "--steps", 16, "--checkpoint-every", 8, "--episodes", 2, "--option", "horizon=4",
+        "--algorithm-option", "n_steps=8", "--algorithm-option", "batch_size=8",
+    )  # fmt: skip
+    assert status == 0, err
+    found = json.loads(text)
+    assert [item["step"] for item in found["training"]["curve"]["checkpoints"]] == [8, 16]
+    assert found["training"]["curve"]["length"] == [4, 4, 4, 4]
+    assert found["evaluation"]["summary"]["episodes"] == 2
+    status, text, err = run(
+        capsys, monkeypatch, "rollout", "latentgym/TabletopReach-v0", "--policy", out, "--episodes", 2, "--json"
+    )
+    assert status == 0, err
+    assert json.loads(text)["records"] == found["evaluation"]["records"]
 
 
 def test_interrupt_keeps_what_is_finished(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "calvin": ("pybullet",),
     "hf": ("transformers",),
     "timm": ("timm", "torchvision"),
+    "rl": ("stable_baselines3",),
 }
 
 _PROBE = """

@@ -29,6 +29,7 @@ _DEFAULT_HORIZON = 1000
 _DEFAULT_HZ = 30.0
 _FRAME_DIMENSIONS = 3
 _CHANNELS = 3
+_GOALS = ("achieved_goal", "desired_goal")
 _SIZED_RENDERERS = ("gymnasium.envs.mujoco", "gymnasium_robotics.envs")
 
 
@@ -119,8 +120,10 @@ class GenericEnv(gymnasium.Env[Any, Any]):
         self._vector_size = _vector_size(env.observation_space)
         vector = spaces.Box(-np.inf, np.inf, (self._vector_size,), np.float32)
         frame = spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
+        inner = env.observation_space
+        self._goals = {key: inner[key] for key in _GOALS if isinstance(inner, spaces.Dict) and key in inner.spaces}
         self.observation_space = spaces.Dict(
-            {camera: frame for camera in self.contract.cameras} | {"proprio": vector, "state": vector}
+            {camera: frame for camera in self.contract.cameras} | {"proprio": vector, "state": vector} | self._goals
         )
         self._settle_mujoco(render)
 
@@ -174,7 +177,16 @@ class GenericEnv(gymnasium.Env[Any, Any]):
         if self._vector_size:
             vector = spaces.flatten(self._env.observation_space, observation).astype(np.float32)  # type: ignore[union-attr]
         frames: dict[str, NDArray[Any]] = {camera: self.render() for camera in self.contract.cameras}
-        return frames | {"proprio": vector, "state": vector.copy()}
+        goals = {key: np.asarray(observation[key]) for key in self._goals}
+        return frames | {"proprio": vector, "state": vector.copy()} | goals
+
+    def compute_reward(self, achieved_goal: Any, desired_goal: Any, info: Any) -> Any:
+        """The reward of a goal environment, for relabelled goals.
+
+        Raises:
+            AttributeError: if the environment computes none.
+        """
+        return self._env.get_wrapper_attr("compute_reward")(achieved_goal, desired_goal, info)
 
     def _settle_mujoco(self, render: Render) -> None:
         """Give a MuJoCo environment a camera that does not depend on its first episode, and the fast look."""

@@ -6,6 +6,8 @@ from latentgym.policies.cloning import CloningPolicy
 from latentgym.policies.contract import Policy
 from latentgym.policies.convnet import ConvNetPolicy, train_convnet_policy
 from latentgym.policies.demonstrations import CloningScore
+from latentgym.policies.reinforcement import train_rl
+from latentgym.policies.stable_baselines import StableBaselinesPolicy
 from latentgym.policies.training import train_policy
 
 __all__ = [
@@ -17,7 +19,9 @@ __all__ = [
     "ExpertPolicy",
     "Policy",
     "RandomPolicy",
+    "StableBaselinesPolicy",
     "load_policy",
     "train_convnet_policy",
     "train_policy",
+    "train_rl",
 ]

@@ -153,19 +153,25 @@ class CheckpointedPolicy(Policy):
         return path
 
 
-def load_policy(path: str | Path, encoder: Encoder | None = None) -> CheckpointedPolicy:
-    """Open a saved policy together with the very encoder that it was trained on.
+def load_policy(path: str | Path, encoder: Encoder | str | None = None) -> CheckpointedPolicy:
+    """Open a saved policy together with the very encoder that it was trained on. Nothing is unpickled.
 
     Args:
-        path: folder that ``save`` wrote.
-        encoder: the encoder, where it cannot be found again by its name or source; by default it is opened as saved
-            (small encoders are kept inside the folder).
+        path: folder that ``save`` wrote, or a model file of Stable-Baselines3 (``.zip``).
+        encoder: the encoder or its name, where it cannot be found again by its own name or source; by default it is
+            opened as saved (small encoders are kept inside the folder).
 
     Raises:
         CorruptDataError: if a file is missing, truncated or altered.
         LatentGymError: if the encoder differs from the one that the policy was trained on.
     """
     folder = Path(path)
+    if folder.is_file():
+        from latentgym.policies.stable_baselines import StableBaselinesPolicy
+
+        return StableBaselinesPolicy.from_file(folder, encoder)
+    if isinstance(encoder, str):
+        encoder = load_encoder(encoder)
     if not (folder / RECORD_NAME).is_file():
         raise LatentGymError(f"{folder} holds no policy ({RECORD_NAME} is missing); make one with: latentgym train")
     record = read_json(folder / RECORD_NAME)
@@ -188,14 +194,28 @@ def load_policy(path: str | Path, encoder: Encoder | None = None) -> Checkpointe
 def _encoder_of(folder: Path, recorded: Mapping[str, Any], encoder: Encoder | None) -> Encoder:
     if encoder is None:
         encoder = _reopen(folder, recorded)
+    check_encoder(encoder, recorded, str(folder))
+    return encoder
+
+
+def check_encoder(encoder: Encoder, recorded: Mapping[str, Any], policy: str) -> None:
+    """Refuse another encoder than the one that a policy was trained on.
+
+    Args:
+        encoder: the encoder to be used.
+        recorded: fields of the spec of the policy's own encoder.
+        policy: name of the policy in the error.
+
+    Raises:
+        LatentGymError: if they differ; every difference is listed.
+    """
     found = dataclasses.asdict(encoder.spec)
     names = [name for name in recorded if _json(found.get(name)) != _json(recorded[name])]
     if names:
         differences = "; ".join(f"{name}: trained on {recorded[name]!r}, found {found.get(name)!r}" for name in names)
         raise LatentGymError(
-            f"policy {folder} does not fit encoder {encoder.spec.name!r}: {differences}; open it with its own encoder"
+            f"policy {policy} does not fit encoder {encoder.spec.name!r}: {differences}; open it with its own encoder"
         )
-    return encoder
 
 
 def _reopen(folder: Path, recorded: Mapping[str, Any]) -> Encoder:

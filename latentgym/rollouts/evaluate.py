@@ -203,7 +203,7 @@ def rollout_seeds(seed: int, env_id: str, episodes: int) -> list[int]:
 
 
 def resolve_policy(name: str | Path) -> Policy:
-    """``"expert"``, ``"random"`` or the folder of a saved policy.
+    """``"expert"``, ``"random"``, the folder of a saved policy, or a model file of Stable-Baselines3.
 
     Raises:
         LatentGymError: if it is neither.
@@ -212,8 +212,11 @@ def resolve_policy(name: str | Path) -> Policy:
         return ExpertPolicy()
     if str(name) == "random":
         return RandomPolicy()
-    if not Path(name).is_dir():
-        raise LatentGymError(f"no policy {str(name)!r}: expected 'expert', 'random' or the folder of a trained policy")
+    if not Path(name).exists():
+        raise LatentGymError(
+            f"no policy {str(name)!r}: expected 'expert', 'random', the folder of a trained policy, or a model file "
+            "(.zip) of Stable-Baselines3"
+        )
     return load_policy(name)
 
 

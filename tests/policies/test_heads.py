@@ -96,8 +96,9 @@ def test_the_inverse_model_recovers_the_action_between_two_states(dataset: Datas
     assert isinstance(head, InverseDynamicsHead)
     latents = head.prepare(torch.from_numpy(episode.state))
     found = head.infer(latents[:-1], latents[1:]) * head.action_scale + head.action_mean
-    error = (found.detach().numpy() - episode.action).var(axis=0)
-    assert (error < 0.2 * episode.action.var(axis=0)).all()
+    unexplained = (found.detach().numpy() - episode.action).var(axis=0) / episode.action.var(axis=0)
+    assert unexplained.mean() < 0.3
+    assert unexplained.max() < 0.5
 
 
 def test_flow_matching_represents_two_good_actions() -> None:

@@ -36,6 +36,14 @@ class LatentSpace(spaces.Box):
         self.identity = dict(identity)
 
 
+class LatentGoalSpace(spaces.Dict):
+    """A latent under ``"observation"`` beside ``"achieved_goal"`` and ``"desired_goal"``; ``identity`` as there."""
+
+    def __init__(self, latent: LatentSpace, goals: Mapping[str, spaces.Space[Any]]) -> None:
+        super().__init__({"observation": latent, **goals})
+        self.identity = latent.identity
+
+
 @dataclasses.dataclass(frozen=True)
 class LatentSettings:
     """How observations become latents.
@@ -88,7 +96,11 @@ class ObservationEncoder:
         self._check_keys()
         self._stream = LatentStream(self.encoder, settings.pooling)
         self._history = np.zeros((rows, settings.history, self._width()), np.float32)
+        goals = {key: self._space[key] for key in GOAL_KEYS if key in self._space.spaces}
+        self.has_goals = len(goals) == len(GOAL_KEYS)
         identity = {
+            "source": str(settings.encoder) if isinstance(settings.encoder, str | Path) else self.encoder.spec.source,
+            "goals": self.has_goals,
             "encoder": dataclasses.asdict(self.encoder.spec),
             "camera": self._camera,
             "history": settings.history,
@@ -97,10 +109,10 @@ class ObservationEncoder:
             "env": None if contract is None else _environment(contract),
         }
         kept = sum(int(np.prod(self._space[key].shape or ())) for key in self._keep)
-        latent = LatentSpace(self._history[0].size + kept, identity)
-        goals = {key: self._space[key] for key in GOAL_KEYS if key in self._space.spaces}
-        self.has_goals = len(goals) == len(GOAL_KEYS)
-        self.single_space: spaces.Space[Any] = spaces.Dict({"observation": latent, **goals}) if goals else latent
+        self.size = self._history[0].size + kept
+        """Numbers in an observation's latents and kept vectors."""
+        latent = LatentSpace(self.size, identity)
+        self.single_space: spaces.Space[Any] = LatentGoalSpace(latent, goals) if self.has_goals else latent
 
     def start(self, observation: Mapping[str, NDArray[Any]], mask: NDArray[np.bool_]) -> Any:
         """Latents where the rows of ``mask`` ``(B,)`` bool begin an episode and the others stand still."""

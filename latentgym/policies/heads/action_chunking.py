@@ -95,7 +95,8 @@ class Block(nn.Module):
         tokens = tokens + self.inner(own, own)
         if self.cross is not None:
             tokens = tokens + self.cross(self.norms[1](tokens), memory)
-        return tokens + self.narrow(nn.functional.gelu(self.widen(self.norms[2](tokens))))
+        widened: torch.Tensor = self.narrow(nn.functional.gelu(self.widen(self.norms[2](tokens))))
+        return tokens + widened
 
 
 class Attention(nn.Module):

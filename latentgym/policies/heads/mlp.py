@@ -47,4 +47,4 @@ class CloningHead(LatentHead):
         self, history: torch.Tensor, condition: torch.Tensor | None = None, noise: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Standardised actions ``(B, H, A)``."""
-        return self.forward(history, condition).unflatten(1, (self.horizon, self.actions_size))
+        return self.forward(history, condition).reshape(-1, self.horizon, self.actions_size)

@@ -1,0 +1,353 @@
+"""Stable-Baselines3 models as policies: their actors, read without unpickling anything.
+
+A model file of Stable-Baselines3 is a zip of JSON, in which some values are pickles, and of a state dict. Only the
+plain JSON and the state dict (``torch.load(weights_only=True)``) are read here; the actor is rebuilt from the shapes of
+its weights. A model that was trained on :class:`~latentgym.envs.wrappers.LatentObservation` says in its observation
+space which encoder, history and environment it belongs to.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import re
+import zipfile
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from latentgym.encoders.contract import Encoder
+from latentgym.envs.contract import contract_of
+from latentgym.envs.wrappers.latent_space import GOAL_KEYS, LatentSettings, ObservationEncoder, shared_encoder
+from latentgym.errors import CorruptDataError, LatentGymError
+from latentgym.policies.checkpoint import CheckpointedPolicy, Training, check_encoder
+from latentgym.trajectories.episode import ActionSpec
+
+_ACTIVATIONS = {
+    "Tanh": torch.tanh,
+    "ReLU": torch.relu,
+    "ELU": torch.nn.functional.elu,
+    "GELU": torch.nn.functional.gelu,
+    "SiLU": torch.nn.functional.silu,
+    "LeakyReLU": torch.nn.functional.leaky_relu,
+}
+# Where the actor's layers are in the state dict: hidden layers, output layer, activation and squashing by default.
+_ACTORS = {
+    "on-policy (PPO, A2C)": ("mlp_extractor.policy_net.", "action_net", "Tanh", False),
+    "SAC, TQC": ("actor.latent_pi.", "actor.mu", "ReLU", True),
+    "TD3, DDPG": ("actor.mu.", None, "ReLU", True),
+}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Actor:
+    """The deterministic part of an actor: linear layers with one activation between them.
+
+    Attributes:
+        layers: weight ``(out, in)`` and bias ``(out,)`` per layer.
+        activation: name of the activation, as torch.nn names it.
+        squashes: whether actions are the hyperbolic tangent of the last layer, scaled to the action's range.
+        mean: ``(F,)`` subtracted from observations, or ``None``.
+        scale: ``(F,)`` that they are divided by.
+        clip: bound of normalised observations.
+    """
+
+    layers: tuple[tuple[torch.Tensor, torch.Tensor], ...]
+    activation: str
+    squashes: bool
+    mean: torch.Tensor | None = None
+    scale: torch.Tensor | None = None
+    clip: float = 0.0
+
+    @property
+    def inputs(self) -> int:
+        """Numbers that the actor reads."""
+        return int(self.layers[0][0].shape[1])
+
+    @property
+    def size(self) -> int:
+        """Dimensions of its actions."""
+        return int(self.layers[-1][0].shape[0])
+
+    @torch.inference_mode()
+    def act(self, observation: NDArray[np.float32], spec: ActionSpec) -> NDArray[np.float32]:
+        """Actions ``(B, A)`` within the range of ``spec``."""
+        values = torch.from_numpy(observation)
+        if self.mean is not None and self.scale is not None:
+            values = ((values - self.mean) / self.scale).clamp(-self.clip, self.clip)
+        for weight, bias in self.layers[:-1]:
+            values = _ACTIVATIONS[self.activation](torch.nn.functional.linear(values, weight, bias))
+        values = torch.nn.functional.linear(values, *self.layers[-1])
+        low, high = (np.asarray(bound, np.float32) for bound in (spec.low, spec.high))
+        if self.squashes:
+            return np.asarray(low + (torch.tanh(values).numpy() + 1) * (high - low) / 2, np.float32)
+        return np.clip(values.numpy(), low, high)
+
+
+class StableBaselinesPolicy(CheckpointedPolicy):
+    """The actor of a Stable-Baselines3 model, acting on frozen latents; it takes its mean action.
+
+    Args:
+        actor: the actor.
+        encoder: the encoder that it was trained on.
+        training: what it was trained for, or ``None`` where the model does not say.
+        history: latents that it sees; ``None`` finds it from the actor's input at the first observation.
+        keep: observation keys beside the latents.
+        pooling: how tokens become a vector.
+        goals: whether it sees an achieved and a desired goal.
+        facts: how it was trained, as JSON types.
+    """
+
+    kind = "stable_baselines"
+    encoder: Encoder
+
+    def __init__(
+        self,
+        actor: Actor,
+        encoder: Encoder,
+        training: Training | None = None,
+        *,
+        history: int | None = 1,
+        keep: Sequence[str] = (),
+        pooling: str | None = None,
+        goals: bool = False,
+        facts: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.facts = dict(facts or {})
+        self.actor, self.encoder, self.training = actor, encoder, training
+        self.history, self.keep, self.pooling, self.goals = history, tuple(keep), pooling, goals
+        self.name = f"reinforcement learning on {encoder.spec.name}"
+        self.needs_pixels = encoder.spec.modality == "pixels"
+        self._spec = None if training is None else training.action_spec
+        self._observer: ObservationEncoder | None = None
+        self._fresh = np.zeros(0, np.bool_)
+
+    @classmethod
+    def from_model(cls, model: Any, encoder: Encoder | str | None = None) -> Self:
+        """The policy of a model in memory, such as ``stable_baselines3.PPO``, trained on ``LatentObservation``.
+
+        Where observations were normalised by ``VecNormalize``, so they are here. Its weights are a copy: training may
+        go on.
+
+        Args:
+            model: the model.
+            encoder: the encoder, where the model does not name it or it cannot be found again.
+
+        Raises:
+            LatentGymError: if the model has no actor of linear layers, or does not say which latents it belongs to.
+        """
+        activation = (model.policy_kwargs or {}).get("activation_fn")
+        facts = {
+            "policy_kwargs": {} if activation is None else {"activation_fn": str(activation)},
+            "use_sde": getattr(model, "use_sde", False),
+            "action_space": {":type:": str(type(model.action_space))},
+            "observation_space": {"identity": getattr(model.observation_space, "identity", None)},
+        }
+        actor = actor_of(model.policy.state_dict(), facts, "the model")
+        normalisation = model.get_vec_normalize_env()
+        if normalisation is not None and normalisation.norm_obs:
+            actor = _normalised(actor, normalisation)
+        return cls._identified(actor, facts, encoder, "the model")
+
+    @classmethod
+    def from_file(cls, path: str | Path, encoder: Encoder | str | None = None) -> Self:
+        """The policy of a model file, as ``model.save`` writes it. Nothing is unpickled.
+
+        Args:
+            path: the zip file.
+            encoder: the encoder, where the model does not name it or it cannot be found again.
+
+        Raises:
+            CorruptDataError: if the file is damaged or no model.
+            LatentGymError: if the model has no actor of linear layers, or no encoder is known.
+        """
+        tensors, facts = _read(Path(path))
+        actor = actor_of(tensors, facts, str(path))
+        return cls._identified(actor, facts, encoder, str(path))
+
+    @classmethod
+    def _identified(cls, actor: Actor, facts: Mapping[str, Any], encoder: Encoder | str | None, label: str) -> Self:
+        space = facts.get("observation_space")
+        identity = space.get("identity") if isinstance(space, Mapping) else None
+        if identity is None:
+            if encoder is None:
+                raise LatentGymError(
+                    f"{label} does not say which latents it was trained on; train it on "
+                    "latentgym.envs.wrappers.LatentObservation, or name the encoder: load_policy(path, encoder)"
+                )
+            return cls(actor, shared_encoder(encoder), history=None)
+        found = shared_encoder(encoder or identity["source"])
+        check_encoder(found, identity["encoder"], label)
+        env = identity["env"]
+        training = None if env is None else Training.from_dict({**env, "camera": identity["camera"], "dataset_key": ""})
+        return cls(
+            actor, found, training, history=identity["history"], keep=identity["keep"], pooling=identity["pooling"],
+            goals=identity["goals"],
+        )  # fmt: skip
+
+    def bind(self, envs: Sequence[gymnasium.Env[Any, Any]], deliberate: Collection[str] = ()) -> None:
+        """Refuse environments that the model was not trained for."""
+        contract = contract_of(envs[0])
+        if self.training is not None:
+            self.training.check(contract, self.name, deliberate)
+        if contract.action_spec.size != self.actor.size:
+            raise LatentGymError(
+                f"policy {self.name!r} puts out {self.actor.size} action dimensions, {contract.env_id} takes "
+                f"{contract.action_spec.size}"
+            )
+        self._spec = contract.action_spec
+
+    def reset(self, mask: NDArray[np.bool_], seeds: Sequence[int] | None = None) -> None:
+        """Forget the history of the rows where ``mask`` is true."""
+        mask = np.asarray(mask, np.bool_)
+        if len(mask) != len(self._fresh):
+            self._fresh, self._observer = np.ones(len(mask), np.bool_), None
+        self._fresh |= mask
+
+    def act(self, observation: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+        """Actions ``(B, A)`` float32."""
+        if self._spec is None:
+            raise LatentGymError(f"policy {self.name!r}: bind it to its environments first")
+        first = self._observer is None
+        observer = self._observer or self._observe(observation)
+        self._observer = observer
+        fresh, self._fresh = self._fresh, np.zeros_like(self._fresh)
+        seen = observer.start(observation, np.ones_like(fresh)) if first else observer.push(observation, fresh)
+        if self.goals:
+            # Stable-Baselines3 concatenates the entries of a Dict in their order, which is that of the alphabet.
+            flat = [np.asarray(seen[key], np.float32) for key in (*GOAL_KEYS, "observation")]
+            seen = np.concatenate(flat, axis=1)
+        elif isinstance(seen, Mapping):
+            seen = seen["observation"]
+        return self.actor.act(seen, self._spec)
+
+    def _observe(self, observation: Mapping[str, NDArray[Any]]) -> ObservationEncoder:
+        known: dict[str, spaces.Space[Any]] = {
+            key: spaces.Box(0, 1, np.shape(values)[1:], values.dtype.type)
+            for key, values in observation.items()
+            if values.dtype != object
+        }
+        camera = (self.training.camera if self.training else "") or "pixels"
+        rows = len(self._fresh)
+        settings = LatentSettings(self.encoder, camera, self.history or 1, self.keep, self.pooling)
+        observer = ObservationEncoder(settings, spaces.Dict(known), rows)
+        if self.history is None and self.actor.inputs % observer.size == 0:
+            self.history = self.actor.inputs // observer.size
+            return self._observe(observation)
+        goals = sum(np.size(observation[key]) // rows for key in GOAL_KEYS) if self.goals else 0
+        if observer.size + goals != self.actor.inputs:
+            raise LatentGymError(
+                f"policy {self.name!r} reads {self.actor.inputs} numbers, the encoder {self.encoder.spec.name!r} gives "
+                f"{observer.size} and {goals} of the goals; open the model with the encoder that it was trained on"
+            )
+        return observer
+
+    def record(self) -> dict[str, Any]:
+        """What the actor sees, and how it is built."""
+        return {
+            "training": self.training,
+            "actor": {name: getattr(self.actor, name) for name in ("activation", "squashes", "clip")},
+            "history": self.history,
+            "keep": list(self.keep),
+            "pooling": self.pooling,
+            "goals": self.goals,
+            "facts": self.facts,
+        }
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Weights, and the normalisation of observations where there is one."""
+        named = {f"layers.{index}.weight": weight for index, (weight, _) in enumerate(self.actor.layers)}
+        named |= {f"layers.{index}.bias": bias for index, (_, bias) in enumerate(self.actor.layers)}
+        if self.actor.mean is not None and self.actor.scale is not None:
+            named |= {"mean": self.actor.mean, "scale": self.actor.scale}
+        return named
+
+    @classmethod
+    def restore(cls, record: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], encoder: Encoder | None) -> Self:
+        """The policy that was saved."""
+        if encoder is None:
+            raise KeyError("encoder")
+        count = sum(name.endswith(".weight") for name in tensors)
+        layers = tuple((tensors[f"layers.{n}.weight"], tensors[f"layers.{n}.bias"]) for n in range(count))
+        actor = Actor(layers, **record["actor"], mean=tensors.get("mean"), scale=tensors.get("scale"))
+        training = record["training"] and Training.from_dict(record["training"])
+        names = ("history", "keep", "pooling", "goals")
+        settings = {name: record[name] for name in names}
+        return cls(actor, encoder, training, **settings, facts=record.get("facts", {}))
+
+
+def actor_of(tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any], label: str) -> Actor:
+    """Rebuild an actor from a policy's state dict.
+
+    Args:
+        tensors: the state dict.
+        facts: the model's plain JSON.
+        label: name of the model in errors.
+
+    Raises:
+        LatentGymError: if the actor is more than linear layers with one known activation between them.
+    """
+    strange = [name for name in tensors if "features_extractor." in name]
+    if strange or facts.get("use_sde") or "Box" not in str(_field(facts, "action_space", ":type:")):
+        reason = f"a network of its own in front ({strange[0]})" if strange else "gSDE, or actions that are no Box"
+        raise LatentGymError(
+            f"{label} has {reason}; expected MlpPolicy or MultiInputPolicy on flat latents with continuous actions"
+        )
+    for hidden, output, activation, squashes in _ACTORS.values():
+        places = [name.removeprefix(hidden).removesuffix(".weight") for name in tensors if name.startswith(hidden)]
+        names = [f"{hidden}{place}" for place in sorted({int(place) for place in places if place.isdecimal()})]
+        names += [] if output is None else [output]
+        if names and all(f"{name}.weight" in tensors for name in names):
+            layers = tuple(
+                (tensors[f"{name}.weight"].cpu().clone(), tensors[f"{name}.bias"].cpu().clone()) for name in names
+            )
+            return Actor(layers, _activation(facts, activation, label), squashes)
+    known = "; ".join(_ACTORS)
+    raise LatentGymError(f"{label} has no actor that is known here: {known}; found {', '.join(list(tensors)[:5])} …")
+
+
+def _activation(facts: Mapping[str, Any], default: str, label: str) -> str:
+    given = _field(facts, "policy_kwargs", "activation_fn")
+    name = default if given is None else re.sub(r"\W+$", "", str(given)).rpartition(".")[2]
+    if name not in _ACTIVATIONS:
+        raise LatentGymError(f"{label} uses the activation {given}; known here: {', '.join(_ACTIVATIONS)}")
+    return name
+
+
+def _field(facts: Mapping[str, Any], *path: str) -> Any:
+    value: Any = facts
+    for name in path:
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value
+
+
+def _normalised(actor: Actor, normalisation: Any) -> Actor:
+    statistics = normalisation.obs_rms
+    if isinstance(statistics, Mapping):
+        raise LatentGymError("VecNormalize of Dict observations is not supported; normalise rewards only")
+    mean = torch.from_numpy(np.asarray(statistics.mean, np.float32))
+    scale = torch.from_numpy(np.sqrt(statistics.var + normalisation.epsilon).astype(np.float32))
+    return dataclasses.replace(actor, mean=mean, scale=scale, clip=float(normalisation.clip_obs))
+
+
+def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """State dict and plain JSON of a model file."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            facts = json.loads(archive.read("data"))
+            weights = io.BytesIO(archive.read("policy.pth"))
+        tensors = torch.load(weights, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise LatentGymError(f"there is no model file {path}") from error
+    except Exception as error:  # damaged zips and state dicts raise anything
+        raise CorruptDataError(f"{path} is no model file of Stable-Baselines3, or is damaged: {error!r}") from error
+    if not isinstance(facts, dict) or not isinstance(tensors, dict):
+        raise CorruptDataError(f"{path} is no model file of Stable-Baselines3: unexpected content")
+    return tensors, facts
