@@ -383,7 +383,7 @@ def train_rl(
     seed: Seed = 0,
     history: Annotated[int, typer.Option(min=1, help="Latents that it sees.")] = 1,
     keep: Annotated[list[str], typer.Option(help="Vector seen beside the latents, such as proprio; repeatable.")] = [],  # noqa: B006
-    normalize: Annotated[bool, typer.Option(help="Standardise observations and scale rewards.")] = True,
+    normalize: Annotated[bool, typer.Option(help="Standardise observations.")] = True,
     checkpoint_every: Annotated[int | None, typer.Option(min=1, help="Steps between evaluations.")] = None,
     episodes: Annotated[int, typer.Option(min=1, help="Episodes of each evaluation, the last included.")] = 50,
     option: Annotated[list[str], typer.Option(help="key=value for the environment; repeatable.")] = [],  # noqa: B006

@@ -86,8 +86,8 @@ def train_rl(
         history: latents that the policy sees.
         keep: observation keys of vectors that it sees beside them, such as ``["proprio"]``.
         pooling: how tokens become a vector; the encoder's default if ``None``.
-        normalize: whether observations are standardised by running moments and rewards scaled by their running spread;
-            never done in goal environments.
+        normalize: whether observations are standardised by running moments and, for PPO, rewards scaled by their
+            running spread; never done in goal environments.
         env_options: options of :func:`latentgym.make_env`.
         algorithm_options: arguments of the algorithm's class in Stable-Baselines3, such as ``{"learning_rate": 1e-3}``.
         checkpoint_every: steps between calls of ``on_checkpoint``.
@@ -171,7 +171,7 @@ def _model(algorithm: str, env: gymnasium.Env[Any, Any], normalize: bool, seed: 
         chosen["learning_starts"] = max(chosen["learning_starts"], 2 * horizon)
     vector: Any = DummyVecEnv([lambda: env])
     if normalize:
-        vector = VecNormalize(vector, gamma=chosen.get("gamma", 0.99))
+        vector = VecNormalize(vector, norm_reward=algorithm not in _OFF_POLICY, gamma=chosen.get("gamma", 0.99))
     # The class keeps and changes the policy_kwargs that it is given.
     chosen["policy_kwargs"] = dict(chosen.get("policy_kwargs") or {})
     try:

@@ -151,7 +151,8 @@ class Point(gymnasium.Env[Any, Any]):
 def test_soft_actor_critic_learns() -> None:
     gymnasium.register("latentgym-test/Point-v0", entry_point=Point, max_episode_steps=10)
     try:
-        options = {"learning_starts": 100, "learning_rate": 3e-3, **NARROW, "batch_size": 64, "gamma": 0.9}
+        options: dict[str, Any] = {"learning_starts": 100, "learning_rate": 3e-3, "batch_size": 64, "gamma": 0.9}
+        options["policy_kwargs"] = {"net_arch": [32, 32]}
         policy = train_rl("latentgym-test/Point-v0", "state", steps=800, algorithm_options=options)
         assert evaluate("latentgym-test/Point-v0", policy, seeds=range(20), batch_size=20).summary.successes >= 18
     finally:
