@@ -346,7 +346,7 @@ def train(
     seed: Seed = 0,
     steps: Annotated[int, typer.Option(min=1)] = 2000,
     demonstrations: Annotated[int | None, typer.Option(help="Training demonstrations to use; all by default.")] = None,
-    head: Annotated[str, typer.Option(help="mlp, action_chunking, flow_matching or inverse_dynamics.")] = "mlp",
+    head: Annotated[str, typer.Option(help="mlp, act, flow or inverse_dynamics.")] = "mlp",
     condition: Annotated[str, typer.Option(help="What it is told: none, goal or instruction.")] = "none",
     instruction_encoder: Annotated[
         str, typer.Option(help="Sentence encoder: all-MiniLM-L6-v2, a folder or hub id, or words.")
@@ -428,6 +428,10 @@ def rollout(
     workers: Workers = 1,
     video: Annotated[Path | None, typer.Option(help="Folder for videos of successes and failures.")] = None,
     videos: Annotated[int, typer.Option(min=0, help="Videos kept of each outcome.")] = 3,
+    corruption: Annotated[
+        list[str], typer.Option(help="Also roll out under it, such as snow or snow:3; repeatable.")
+    ] = [],  # noqa: B006
+    severity: Annotated[list[int], typer.Option(help="Severity of corruptions, from 1; repeatable.")] = [],  # noqa: B006
     option: Annotated[list[str], typer.Option(help="key=value for the environment; repeatable.")] = [],  # noqa: B006
     assets: Assets = None,
     as_json: Json = False,
@@ -435,12 +439,26 @@ def rollout(
     """Roll a policy out on a fixed list of seeds and count successes."""
     _use_assets(assets)
     from latentgym.progress import track_counts
-    from latentgym.rollouts import evaluate, resolve_policy, rollout_seeds
+    from latentgym.rollouts import evaluate, evaluate_corrupted, resolve_policy, rollout_seeds
 
     if env == "calvin-chains":
         if video is not None:
             raise LatentGymError("calvin-chains writes no videos; leave out --video")
         _rollout_chains(policy, chains, seed, workers, _options(option), as_json)
+    if corruption or severity:
+        if video is not None:
+            raise LatentGymError(
+                "--video goes with clean rollouts; film corrupted ones with --option corruption=NAME:S"
+            )
+        with track_counts(f"rolling out on {env}", None) as progress:
+            report = evaluate_corrupted(
+                env, resolve_policy(policy), rollout_seeds(seed, env, episodes), corruptions=corruption,
+                severities=severity, workers=workers, env_options=_options(option), progress=progress,
+            )  # fmt: skip
+        if as_json:
+            _print_json(report.to_dict())
+        else:
+            print(report.describe())
         return
     with track_counts(f"rolling out on {env}", episodes) as progress:
         evaluation = evaluate(

@@ -41,6 +41,8 @@ def run(
             ["train-rl", "latentgym/TabletopReach-v0", "--encoder", "state", "-o", "{tmp}/out", "--algorithm", "sak"],
             "sac",
         ),
+        (["rollout", "latentgym/TabletopReach-v0", "--policy", "expert", "--corruption", "snow"], "reads no frames"),
+        (["rollout", "latentgym/TabletopReach-v0", "--policy", "expert", "--corruption", "snw"], "did you mean 'snow'"),
         (["train-rl", "latentgym/TabletopReach-v0", "--encoder", "state", "-o", "{tmp}"], "exists already"),
         (["pretrain", "pixel_autoencodr", "{tmp}/nothing", "-o", "{tmp}/out"], ""),
         (["check", "encoder", "pixles"], "did you mean 'pixels'"),

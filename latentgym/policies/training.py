@@ -70,8 +70,8 @@ def train_policy(
         dataset: recorded episodes; episodes of random actions are used by the inverse model of ``"inverse_dynamics"``
             only.
         encoder: the frozen encoder.
-        head: ``"mlp"``, ``"action_chunking"`` (a transformer, with temporal ensembling), ``"flow_matching"`` or
-            ``"inverse_dynamics"``; see :data:`latentgym.policies.heads.HEADS`.
+        head: ``"mlp"``, ``"action_chunking"`` or ``"act"`` (a transformer, with temporal ensembling),
+            ``"flow_matching"`` or ``"flow"``, ``"inverse_dynamics"``; see :data:`latentgym.policies.heads.HEADS`.
         condition: what the policy is told beside what it sees: ``"none"``; ``"goal"``, the latent of an observation
             to reach (in training a later one of the same episode, half of the time its last); ``"instruction"``, the
             episode's instruction.

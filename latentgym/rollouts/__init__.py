@@ -2,6 +2,7 @@
 
 from latentgym.rollouts.calvin_chains import ChainEvaluation, ChainRecord, evaluate_chains
 from latentgym.rollouts.chunks import EpisodeRecord
+from latentgym.rollouts.corruption import CorruptionReport, Drop, evaluate_corrupted
 from latentgym.rollouts.evaluate import Evaluation, Summary, evaluate, resolve_policy, rollout_seeds
 from latentgym.rollouts.link import LinkPoint, LinkRow, link, link_studies, read_points, write_points
 from latentgym.rollouts.video import write_video
@@ -9,6 +10,8 @@ from latentgym.rollouts.video import write_video
 __all__ = [
     "ChainEvaluation",
     "ChainRecord",
+    "CorruptionReport",
+    "Drop",
     "EpisodeRecord",
     "Evaluation",
     "LinkPoint",
@@ -16,6 +19,7 @@ __all__ = [
     "Summary",
     "evaluate",
     "evaluate_chains",
+    "evaluate_corrupted",
     "link",
     "link_studies",
     "read_points",

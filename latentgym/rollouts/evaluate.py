@@ -149,6 +149,7 @@ def evaluate(
     workers: int = 1,
     batch_size: int = 8,
     env_options: Mapping[str, Any] | None = None,
+    corruption: str | None = None,
     video_dir: str | Path | None = None,
     videos: tuple[int, int] = (3, 3),
     stop_at_success: bool = True,
@@ -167,6 +168,8 @@ def evaluate(
         workers: processes; 1 runs in this one.
         batch_size: environments that the policy serves at once.
         env_options: options of ``make_env``; those left out are as the policy's training data were recorded.
+        corruption: corruption of every observed frame, such as ``"snow:3"``, drawn from each episode's seed; see
+            :func:`latentgym.rollouts.evaluate_corrupted` for the drop that it causes.
         video_dir: folder for MP4s; none are written without it.
         videos: how many successes and how many failures to film, the first of each.
         stop_at_success: whether an episode ends at its first success (rewards then count up to it).
@@ -186,6 +189,10 @@ def evaluate(
     """
     seeds = [int(seed) for seed in seeds]
     _check_arguments(seeds, workers, batch_size, videos)
+    if corruption is not None:
+        if not policy.needs_pixels:
+            raise LatentGymError(f"policy {policy.name!r} reads no frames, so that corrupting them changes nothing")
+        env_options = {**(env_options or {}), "corruption": corruption}
     options = {**_trained_options(policy, env_id), **(env_options or {})}
     folder = None if video_dir is None else Path(video_dir)
     rollouts = Rollouts(env_id, options, batch_size, stop_at_success, folder, videos, frozenset(env_options or ()))

@@ -253,6 +253,8 @@ def _policy_of(task: Task) -> Policy:
     name = task.params["policy"]
     if "policy" in task.inputs:
         return load_policy(task.inputs["policy"] / name)
+    if "data" not in task.inputs:
+        return load_policy(name)
     dataset = open_recorded(task.inputs["data"])
     if name == "expert":
         return ExpertPolicy()

@@ -36,6 +36,8 @@ class Suite(_Section):
         checkpoints: steps at which intermediate checkpoints are kept, probed and rolled out.
         policy_seeds: seeds of the cloning heads on final checkpoints; intermediate ones use the first.
         convnet_baseline: also train a policy end to end from pixels.
+        policies: further policies to roll out, by environment: folders of trained policies, or model files of
+            Stable-Baselines3. Their rows are named after the file.
         optional: leave the suite out, with a warning, where its environments cannot be made here.
         data: folder of a data set to use in place of recording, such as a downloaded CALVIN split; its environment then
             takes the place of ``envs``, and its frames are used in their own size. Data of several scenes stand for no
@@ -57,6 +59,7 @@ class Suite(_Section):
     checkpoints: tuple[int, ...] = ()
     policy_seeds: tuple[int, ...] = (0,)
     convnet_baseline: bool = False
+    policies: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     optional: bool = False
     data: str = ""
     data_options: dict[str, Any] = Field(default_factory=dict)
@@ -73,6 +76,15 @@ class Suite(_Section):
         outside = [step for step in self.checkpoints if not 0 < step < self.pretraining_steps]
         if outside:
             raise ValueError(f"checkpoints must lie strictly between 0 and pretraining_steps, found {outside}")
+        return self
+
+    @model_validator(mode="after")
+    def _policies_of_known_envs(self) -> Suite:
+        for env in self.policies:
+            if env not in self.envs:
+                raise UnknownNameError("environment of the suite", env, self.envs)
+        if self.policies and not self.rollouts:
+            raise ValueError("policies are rolled out, but rollouts is 0")
         return self
 
 
@@ -131,8 +143,8 @@ class PolicySettings(_Section):
     def _known_head(cls, head: str) -> str:
         from latentgym.policies.heads import find_head
 
-        find_head(head)
-        return head
+        # Under its full name, so that both spellings are one study.
+        return find_head(head).kind
 
 
 class RolloutSettings(_Section):

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
+from latentgym.artifacts import content_key, file_digest
+from latentgym.errors import LatentGymError
 from latentgym.studies.config import StudyConfig, Suite
 from latentgym.studies.engine import Cell
 from latentgym.trajectories import open_dataset
@@ -232,6 +235,10 @@ def _rollout_cell(
 def _baselines(config: StudyConfig, suite: Suite, env: str, data: Cell) -> Iterator[tuple[str, str, int | None, Cell]]:
     for policy in BASELINE_POLICIES:
         yield policy, env, None, _rollout_cell(config, suite, env, policy, f"{policy} policy", {"data": data})
+    for path in map(Path, suite.policies.get(env, ())):
+        given = _rollout_cell(config, suite, env, str(path), f"policy {path.stem}", {})
+        params = {**given.params, "digest": _policy_digest(path)}
+        yield path.stem, env, None, dataclasses.replace(given, params=params)
     for seed in suite.policy_seeds if suite.convnet_baseline else ():
         params = {
             "env": env,
@@ -243,3 +250,11 @@ def _baselines(config: StudyConfig, suite: Suite, env: str, data: Cell) -> Itera
         trained = Cell("convnet", f"train ConvNet end to end on {env} (seed {seed})", params, {"data": data})
         name = "convnet end to end"
         yield name, env, seed, _rollout_cell(config, suite, env, f"policies/{seed}", name, {"policy": trained})
+
+
+def _policy_digest(path: Path) -> str:
+    """Digest of a policy's files, so that another policy at the same place changes the cell's key."""
+    if not path.exists():
+        raise LatentGymError(f"there is no policy {path}; give the folder of a trained policy, or a model file (.zip)")
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    return content_key([(file.name, file_digest(file)) for file in files])

@@ -13,11 +13,12 @@ from latentgym.envs.recording import record
 from latentgym.errors import LatentGymError, UnknownNameError
 from latentgym.policies import CloningPolicy, load_policy, train_policy
 from latentgym.policies.heads import HEADS, FlowMatchingHead, InverseDynamicsHead
-from latentgym.rollouts import evaluate
+from latentgym.rollouts import evaluate, resolve_policy
 from latentgym.trajectories import Dataset
 
 ENV_ID = "latentgym/TabletopReach-v0"
 SMALL = {"mlp": {}, "action_chunking": {"embedding": 16, "layers": 1}, "flow_matching": {}, "inverse_dynamics": {}}
+SMALL |= {"act": SMALL["action_chunking"], "flow": {}}
 
 
 def trained(dataset: Dataset, head: str, **options: Any) -> CloningPolicy:
@@ -46,6 +47,33 @@ def test_a_saved_head_acts_as_before(dataset: Dataset, head: str, condition: str
     assert isinstance(again, CloningPolicy)
     assert (again.condition, again.execution, again.name) == (policy.condition, policy.execution, policy.name)
     np.testing.assert_array_equal(act(again, dataset), act(policy, dataset))
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_saved_head_rolls_out_as_before_and_refuses_what_it_was_not_made_for(
+    dataset: Dataset, head: str, tmp_path: Path
+) -> None:
+    policy = trained(dataset, head)
+    again = load_policy(policy.save(tmp_path / "policy"))
+    options: dict[str, Any] = {"seeds": range(3), "batch_size": 2, "env_options": {"horizon": 5}}
+    records = evaluate(ENV_ID, again, **options).records
+    assert records == evaluate(ENV_ID, policy, **options).records
+    assert records == resolved(tmp_path / "policy", options)
+    with pytest.raises(LatentGymError, match="env_id: trained on"):
+        evaluate("latentgym/TabletopPush-v0", again, **options)
+    with pytest.raises(LatentGymError, match="distractor"):
+        again.bind([make_env(ENV_ID, pixels=False, distractor="static")])
+    with pytest.raises(LatentGymError, match="does not fit encoder 'proprio'"):
+        load_policy(tmp_path / "policy", "proprio")
+
+
+def resolved(path: Path, options: dict[str, Any]) -> Any:
+    return evaluate(ENV_ID, resolve_policy(path), **options).records
+
+
+def test_heads_have_short_names(dataset: Dataset) -> None:
+    assert trained(dataset, "action_chunking").head.shape == trained(dataset, "act").head.shape
+    assert trained(dataset, "flow").head.kind == "flow_matching"
 
 
 @pytest.mark.parametrize("head", HEADS)

@@ -17,13 +17,15 @@ HEADS: dict[str, type[LatentHead]] = {
     head.kind: head for head in (CloningHead, ActionChunkingHead, FlowMatchingHead, InverseDynamicsHead)
 }
 """Heads by name, as :func:`latentgym.policies.train_policy` takes it."""
+ALIASES = {"act": ActionChunkingHead.kind, "flow": FlowMatchingHead.kind}
+"""Short names."""
 
 
 def make_head(kind: str, shape: Mapping[str, Any], hidden: Sequence[int], options: Mapping[str, Any]) -> LatentHead:
     """A head with weights as yet unspecified.
 
     Args:
-        kind: one of :data:`HEADS`.
+        kind: one of :data:`HEADS` or :data:`ALIASES`.
         shape: ``features``, ``components``, ``history``, ``actions``, ``horizon`` and ``condition``.
         hidden: widths of hidden layers, for heads that have them.
         options: settings of this kind of head alone.
@@ -45,17 +47,19 @@ def make_head(kind: str, shape: Mapping[str, Any], hidden: Sequence[int], option
 
 
 def find_head(kind: str) -> type[LatentHead]:
-    """The class of a head.
+    """The class of a head, by its name or one of :data:`ALIASES`.
 
     Raises:
         UnknownNameError: if there is no such head.
     """
+    kind = ALIASES.get(kind, kind)
     if kind not in HEADS:
         raise UnknownNameError("head", kind, HEADS)
     return HEADS[kind]
 
 
 __all__ = [
+    "ALIASES",
     "HEADS",
     "ActionChunkingHead",
     "Batch",

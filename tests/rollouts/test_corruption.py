@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from latentgym.envs import make_env
+from latentgym.errors import LatentGymError, UnknownNameError
+from latentgym.policies import ExpertPolicy, Policy
+from latentgym.rollouts import CorruptionReport, Drop, evaluate, evaluate_corrupted
+from latentgym.statistics import holm, mcnemar, newcombe_interval
+
+REACH = "latentgym/TabletopReach-v0"
+FAST = {"env_options": {"horizon": 12, "image_size": 16}, "batch_size": 4}
+
+
+class Photophobe(ExpertPolicy):
+    """The expert, but it stands still once what it sees is brighter than the clean frame of the row's first step."""
+
+    needs_pixels = True
+    limit = 0.0
+
+    def act(self, observation: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+        dazzled = observation["pixels"].mean(axis=(1, 2, 3)) > self.limit
+        return np.where(dazzled[:, None], 0, super().act(observation)).astype(np.float32)
+
+
+def dazzled_above(quantile: float) -> Photophobe:
+    """A policy that about half of the brightened episodes dazzle."""
+    env = make_env(REACH, image_size=16, corruption="brightness:1")
+    policy = Photophobe()
+    policy.limit = float(np.quantile([env.reset(seed=seed)[0]["pixels"].mean() for seed in range(16)], quantile))
+    return policy
+
+
+def report_of(conditions: Sequence[str], **options: Any) -> CorruptionReport:
+    return evaluate_corrupted(
+        REACH, dazzled_above(0.5), range(16), corruptions=conditions, **{**FAST, "stop_at_success": True, **options}
+    )
+
+
+def test_drops_are_clean_minus_corrupted_with_paired_intervals() -> None:
+    report = report_of(["brightness", "contrast:1"], severities=[1, 5])
+    clean = [record.success for record in report.clean.records]
+    assert list(report.corrupted) == ["brightness:1", "brightness:5", "contrast:1"]
+    names = [(drop.factor, drop.severity) for drop in report.drops]
+    assert names == [("brightness", 1), ("brightness", 5), ("brightness", None), ("contrast", 1)]
+    p_values = []
+    for drop in report.drops:
+        if drop.severity is None:
+            continue
+        evaluation = report.corrupted[f"{drop.factor}:{drop.severity}"]
+        assert [record.seed for record in evaluation.records] == [record.seed for record in report.clean.records]
+        found = [record.success for record in evaluation.records]
+        assert drop.drop == pytest.approx(np.mean(clean) - np.mean(found))
+        assert (drop.low, drop.high) == newcombe_interval(clean, found)
+        assert (drop.successes, drop.episodes) == (sum(found), 16)
+        p_values.append(mcnemar(clean, found))
+    assert [drop.p_value for drop in report.drops if drop.severity] == holm(p_values).tolist()
+    mild, strong, mean, _ = report.drops
+    assert strong.drop > mild.drop > 0, "brighter frames dazzle more episodes"
+    assert mean.drop == pytest.approx((mild.drop + strong.drop) / 2)
+    assert mean.low <= mean.drop <= mean.high
+    assert mean.p_value is None
+
+
+def test_corruption_belongs_to_the_episode_not_to_its_company() -> None:
+    options: dict[str, Any] = {"corruption": "gaussian_noise:5", "env_options": FAST["env_options"]}
+    policy = dazzled_above(0.5)
+    together = evaluate(REACH, policy, seeds=[3, 4, 5, 6, 7], batch_size=2, **options).records
+    alone = evaluate(REACH, policy, seeds=[7, 3], batch_size=1, **options).records
+    assert {record.seed: record for record in together}[7] == alone[0]
+    assert {record.seed: record for record in together}[3] == alone[1]
+
+
+def test_a_harmless_corruption_costs_nothing() -> None:
+    policy = dazzled_above(1.0)
+    policy.limit = 256.0
+    report = evaluate_corrupted(REACH, policy, range(6), corruptions=["snow"], **FAST)
+    assert [dataclasses.astuple(drop)[:2] for drop in report.drops] == [("snow", 3)]
+    assert report.corrupted["snow:3"].records == report.clean.records
+    assert report.drops[0].drop == 0
+    assert report.drops[0].low < 0 < report.drops[0].high
+    assert report.drops[0].p_value == 1
+
+
+def test_a_report_as_json_rows_and_text() -> None:
+    counted: list[tuple[int, int]] = []
+    report = report_of(["brightness"], severities=[1, 2], progress=lambda done, total: counted.append((done, total)))
+    assert counted == [(done, 48) for done in range(1, 49)]
+    data = report.to_dict()
+    assert [Drop(**drop) for drop in data["drops"]] == list(report.drops)
+    assert data["corrupted"]["brightness:2"]["summary"]["episodes"] == 16
+    rows = report.to_rows(encoder="pixels")
+    found = {(row.metric, row.condition): row for row in rows}
+    assert found["success_drop", "brightness:1"].value == report.drops[0].drop
+    assert found["success_drop", "brightness"].n == 32
+    assert found["success_rate", "brightness:2"].value == report.drops[1].success_rate
+    assert found["success_rate", None].value == report.clean.summary.success_rate
+    lines = report.describe().splitlines()
+    assert lines[3].split()[:2] == ["brightness:1", f"{report.drops[0].successes}/16"]
+    assert lines[5].startswith("brightness (mean)")
+
+
+def test_bad_choices_are_refused() -> None:
+    policy: Policy = dazzled_above(0.5)
+    with pytest.raises(UnknownNameError, match="did you mean 'snow'"):
+        evaluate_corrupted(REACH, policy, corruptions=["snw"])
+    with pytest.raises(LatentGymError, match="severities are 1 … 5, found 6"):
+        evaluate_corrupted(REACH, policy, corruptions=["snow"], severities=[6])
+    with pytest.raises(LatentGymError, match="none twice"):
+        evaluate_corrupted(REACH, policy, corruptions=["snow", "snow:3"])
+    with pytest.raises(LatentGymError, match="at least one"):
+        evaluate_corrupted(REACH, policy, corruptions=[], severities=[2])
+    with pytest.raises(LatentGymError, match="reads no frames"):
+        evaluate_corrupted(REACH, ExpertPolicy(), corruptions=["snow"])
+    with pytest.raises(LatentGymError, match="reads no frames"):
+        evaluate(REACH, ExpertPolicy(), corruption="snow:3")
+    with pytest.raises(LatentGymError, match="already"):
+        evaluate_corrupted(REACH, policy, corruptions=["snow"], env_options={"corruption": "snow:1"})
