@@ -35,7 +35,11 @@ TASKS: dict[str, dict[str, Any]] = {
 OBJECTIVE = "pixel_autoencoder"
 EPISODES, RANDOM_FRACTION, PRETRAINING_STEPS = 60, 0.25, 400
 STEPS, BATCH_SIZE, COMPONENTS = 600, 128, 64
-ROLLOUTS, ROLLOUT_BATCH = 25, 5
+# A transformer that trains on one CPU thread in seconds.
+HEAD_OPTIONS = {"action_chunking": {"embedding": 64, "layers": 1}}
+ROLLOUTS, ROLLOUT_BATCH = 15, 5
+# robosuite steps and renders several times slower than the others.
+FEWER_ROLLOUTS = {"robosuite/Lift-v0": 10}
 
 
 def folder_of(out: Path, task: str) -> Path:
@@ -57,7 +61,7 @@ def pretrain_encoder(out: Path) -> None:
 
 def run_task(out: Path, task: str) -> None:
     dataset = open_dataset(folder_of(out, task))
-    split, seeds = split_episodes(dataset, seed=0), rollout_seeds(0, task, ROLLOUTS)
+    split, seeds = split_episodes(dataset, seed=0), rollout_seeds(0, task, FEWER_ROLLOUTS.get(task, ROLLOUTS))
     for name, source in (("state", "state"), ("random", "random"), (OBJECTIVE, str(out / "encoder"))):
         encoder = load_encoder(source)
         for head in HEADS:
@@ -68,7 +72,8 @@ def run_task(out: Path, task: str) -> None:
             # A head on the simulator's state sees every velocity in one observation.
             policy = train_policy(
                 dataset, encoder, head=head, split=split, steps=STEPS, batch_size=BATCH_SIZE, components=COMPONENTS,
-                history=1 if name == "state" else 3, cache=FeatureCache(out / "cache"),
+                history=1 if name == "state" else 3, head_options=HEAD_OPTIONS.get(head),
+                cache=FeatureCache(out / "cache"),
             )  # fmt: skip
             trained = time.process_time()
             summary = evaluate(task, policy, seeds, batch_size=ROLLOUT_BATCH).summary
