@@ -218,6 +218,36 @@ def pretrain(
 
 
 @app.command()
+def adapt(
+    encoder: Annotated[str, typer.Argument(help="Registered name, folder, or hub id.")],
+    data: Data,
+    out: Out,
+    arm: Annotated[str, typer.Option(help="adapter (frozen trunk) or finetune (whole trunk).")] = "adapter",
+    control: Annotated[bool, typer.Option("--control", help="Permute the actions across episodes.")] = False,
+    steps: Annotated[int, typer.Option(min=1)] = 300,
+    seed: Seed = 0,
+    horizon: Annotated[int, typer.Option(min=1, help="Horizon k in steps.")] = 1,
+    batch_size: Annotated[int, typer.Option(min=2)] = 32,
+    image_size: Annotated[int | None, typer.Option(help="Side of the frames in pixels; the encoder's own.")] = None,
+    split_seed: Annotated[int | None, typer.Option(help="Seed of the split; that of --seed if left out.")] = None,
+    data_option: DataOption = [],  # noqa: B006
+) -> None:
+    """Train an encoder further by inverse dynamics on the training episodes; the result loads by its folder."""
+    from latentgym.encoders.adaptation import adapt as run_adaptation
+    from latentgym.progress import track_counts
+    from latentgym.trajectories import open_dataset, split_episodes
+
+    dataset = open_dataset(data, **_options(data_option, "--data-option"))
+    split = split_episodes(dataset, seed=seed if split_seed is None else split_seed)
+    with track_counts(f"adapting {encoder}", steps) as progress:
+        folder = run_adaptation(
+            encoder, dataset, out=out, arm=arm, control=control, steps=steps, seed=seed, k=horizon,
+            batch_size=batch_size, split=split, image_size=image_size, progress=progress,
+        )  # fmt: skip
+    print(f"encoder in {folder}")
+
+
+@app.command()
 def probe(
     data: Data,
     encoder: Annotated[list[str], typer.Option("--encoder", help="Name, folder or hub id; repeatable.")],

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from latentgym.encoders.objectives import CLIP_FRAMES, Batch
+from latentgym.encoders.sliding_pool import SlidingPool
 from latentgym.encoders.trunk import IMAGE_SIZE
 from latentgym.errors import LatentGymError
 from latentgym.seeding import numpy_generator
@@ -33,9 +34,8 @@ def resize(frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
 class ClipPool:
     """Clips of consecutive frames, drawn uniformly from the episodes in memory.
 
-    All episodes are put in a seeded order. Where they fit into ``pool_bytes`` the pool is all of them; otherwise it is
-    a window that slides once over that order in the course of the training, so that each episode is decoded once. What
-    :meth:`batch` returns depends on the constructor's arguments and ``step`` alone: a resumed run sees the same clips.
+    Episodes are held as :class:`~latentgym.encoders.sliding_pool.SlidingPool` says. What :meth:`batch` returns depends
+    on the constructor's arguments and ``step`` alone: a resumed run sees the same clips.
 
     Args:
         data: pairs of a data set and the indices of its training episodes.
@@ -60,7 +60,7 @@ class ClipPool:
         actions: bool = False,
         pool_bytes: int = POOL_BYTES,
     ) -> None:
-        self.seed, self.steps, self.camera = seed, steps, camera
+        self.seed, self.camera = seed, camera
         self._data = [dataset for dataset, _ in data]
         self._check_camera()
         _check_episodes(data)
@@ -72,40 +72,28 @@ class ClipPool:
                 f"pretraining needs episodes of at least {CLIP_FRAMES} frames; found {len(entries)} episodes"
                 + (f", the longest of {max(lengths)} frames" if entries else "")
             )
-        self._order = [kept[i] for i in numpy_generator(seed, "episode order").permutation(len(kept))]
-        self._capacity = min(len(kept), max(1, pool_bytes // (max(lengths) * _FRAME_BYTES)))
-        self._held: dict[tuple[int, int], tuple[NDArray[np.uint8], NDArray[np.float32]]] = {}
+        capacity = pool_bytes // (max(lengths) * _FRAME_BYTES)
+        self._episodes = SlidingPool(kept, lambda entry: self._load(*entry), capacity=capacity, steps=steps, seed=seed)
         self.action_size = 0
         if actions:
             self._measure_actions()
 
     def batch(self, step: int, batch_size: int) -> Batch:
         """The clips of a step: ``batch_size`` rows of four frames."""
-        window = self._window(step)
+        window = self._episodes.at(step)
         rng = numpy_generator(self.seed, "clips", step)
-        starts = np.array([len(self._held[entry][0]) - CLIP_FRAMES + 1 for entry in window])
+        starts = np.array([len(self._episodes.held[entry][0]) - CLIP_FRAMES + 1 for entry in window])
         ends = np.cumsum(starts)
         draws = rng.integers(ends[-1], size=batch_size)
         rows = np.searchsorted(ends, draws, side="right")
         begins = draws - (ends[rows] - starts[rows])
-        held = [(self._held[window[row]], begin) for row, begin in zip(rows, begins, strict=True)]
+        held = [(self._episodes.held[window[row]], begin) for row, begin in zip(rows, begins, strict=True)]
         frames = torch.from_numpy(np.stack([episode[0][b : b + CLIP_FRAMES] for episode, b in held]))
         pixels = frames.permute(0, 1, 4, 2, 3).contiguous().float() / 127.5 - 1.0
         if not self.action_size:
             return Batch(pixels)
         actions = np.stack([episode[1][b : b + CLIP_FRAMES - 1] for episode, b in held])
         return Batch(pixels, torch.from_numpy((actions - self._mean) / self._deviation))
-
-    def _window(self, step: int) -> list[tuple[int, int]]:
-        """Episodes in memory at ``step``, loading what is missing and dropping what has been passed."""
-        begin = step * (len(self._order) - self._capacity) // max(1, self.steps - 1)
-        window = self._order[begin : begin + self._capacity]
-        kept = set(window)
-        self._held = {entry: value for entry, value in self._held.items() if entry in kept}
-        for entry in window:
-            if entry not in self._held:
-                self._held[entry] = self._load(*entry)
-        return window
 
     def _load(self, index: int, number: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
         dataset = self._data[index]
@@ -129,7 +117,7 @@ class ClipPool:
                 f"training on actions needs data sets with one action size, found {sorted(sizes)}; "
                 "train one encoder per action space"
             )
-        actions = np.concatenate([self._data[d].episode(i, cameras=()).action for d, i in sorted(self._order)])
+        actions = np.concatenate([self._data[d].episode(i, cameras=()).action for d, i in sorted(self._episodes.order)])
         if not np.isfinite(actions).all():
             raise LatentGymError("training on actions: a training episode holds NaN or infinite actions")
         self.action_size = sizes.pop()

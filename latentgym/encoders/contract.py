@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
@@ -97,10 +98,17 @@ class Latents:
 
 
 class Encoder(abc.ABC):
-    """A frozen map from clips to latents; subclasses implement :meth:`forward`."""
+    """A frozen map from clips to latents; subclasses implement :meth:`forward`.
+
+    Attributes:
+        spec: what it is.
+        device: where it computes.
+        label_episodes: episodes whose action labels it was trained on, by content key of their data set, where known.
+    """
 
     spec: EncoderSpec
     device: torch.device = torch.device("cpu")
+    label_episodes: Mapping[str, frozenset[int]] = MappingProxyType({})
 
     @abc.abstractmethod
     def forward(self, clip: torch.Tensor, layer: int) -> Latents:

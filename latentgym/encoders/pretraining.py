@@ -5,18 +5,25 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import safetensors
-import safetensors.torch
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from latentgym.artifacts import atomic_directory, atomic_write, content_key, read_json
+from latentgym.artifacts import atomic_directory, content_key, read_json
 from latentgym.encoders.clip_pool import POOL_BYTES, ClipPool
 from latentgym.encoders.objectives import OBJECTIVES, Objective
+from latentgym.encoders.optimisation import (
+    GRADIENT_NORM,
+    STATE_NAME,
+    load_state,
+    loss_curve,
+    one_thread,
+    save_state,
+    schedule,
+)
 from latentgym.encoders.small import (
     RECORD_NAME,
     is_small_encoder,
@@ -24,7 +31,7 @@ from latentgym.encoders.small import (
     save_small_encoder,
     small_encoder,
 )
-from latentgym.errors import CorruptDataError, LatentGymError, UnknownNameError
+from latentgym.errors import LatentGymError, UnknownNameError
 from latentgym.seeding import torch_generator
 
 if TYPE_CHECKING:
@@ -34,10 +41,6 @@ STEPS = 200
 BATCH_SIZE = 32
 LEARNING_RATE = 1e-3
 WEIGHT_DECAY = 0.01
-WARMUP_SHARE = 0.05
-GRADIENT_NORM = 1.0
-STATE_NAME = "training-state.safetensors"
-_CURVE_POINTS = 50
 
 
 def pretrain(
@@ -98,7 +101,7 @@ def pretrain(
     )
     if _is_finished(out, key):
         return out
-    with _one_thread():
+    with one_thread():
         needs_actions = OBJECTIVES[objective].trained_on_actions
         pool = ClipPool(data, seed=seed, steps=steps, camera=camera, actions=needs_actions, pool_bytes=pool_bytes)
         run = _Run(objective, pool, out, key, seed=seed, steps=steps, batch_size=batch_size)
@@ -150,7 +153,7 @@ class _Run:
         if counter is not None:
             self.flops_per_step = counter.get_total_flops()
         for group in self.optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * _schedule(self.done, self.steps)
+            group["lr"] = LEARNING_RATE * schedule(self.done, self.steps)
         torch.nn.utils.clip_grad_norm_(self.objective.parameters(), GRADIENT_NORM)
         self.optimizer.step()
         self.done += 1
@@ -159,41 +162,15 @@ class _Run:
 
     def save_state(self) -> None:
         """Replace the saved training state by the present one."""
-        tensors = {f"objective.{name}": value.contiguous() for name, value in self.objective.state_dict().items()}
-        for index, state in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{name}": value.contiguous() for name, value in state.items()}
-        tensors["losses"] = torch.tensor(self.losses, dtype=torch.float64)
         facts = {"key": self.key, "done": str(self.done), "flops_per_step": str(self.flops_per_step)}
-        atomic_write(self.out / STATE_NAME, safetensors.torch.save(tensors, metadata=facts))
+        save_state(self.out / STATE_NAME, self.objective, self.optimizer, self.losses, facts)
 
     def resume(self) -> None:
         """Continue from a saved state, where there is one of this very run."""
-        path = self.out / STATE_NAME
-        if not path.exists():
-            return
-        try:
-            with safetensors.safe_open(path, framework="pt") as file:
-                facts = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (OSError, safetensors.SafetensorError) as error:
-            raise CorruptDataError(f"{path} cannot be read; remove it to start this run afresh: {error}") from error
-        if facts.get("key") != self.key:
-            raise LatentGymError(f"{path} belongs to another run (other data or settings); choose another folder")
-        self._load_tensors(tensors)
-        self.done, self.flops_per_step = int(facts["done"]), int(facts["flops_per_step"])
-
-    def _load_tensors(self, tensors: dict[str, torch.Tensor]) -> None:
-        self.losses = tensors.pop("losses").tolist()
-        parts: dict[str, dict[str, torch.Tensor]] = {}
-        for name, value in tensors.items():
-            prefix, _, rest = name.partition(".")
-            parts.setdefault(prefix, {})[rest] = value
-        self.objective.load_state_dict(parts["objective"])
-        state: dict[int, dict[str, torch.Tensor]] = {}
-        for name, value in parts["optimizer"].items():
-            index, _, field = name.partition(".")
-            state.setdefault(int(index), {})[field] = value
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
+        state = load_state(self.out / STATE_NAME, self.key, self.objective, self.optimizer)
+        if state is not None:
+            self.losses, facts = state
+            self.done, self.flops_per_step = int(facts["done"]), int(facts["flops_per_step"])
 
     def save_checkpoint(self) -> None:
         """Save the encoder as it is now under ``checkpoint-<step>``."""
@@ -226,7 +203,7 @@ class _Run:
             "parameters_extra": everything - encoding,
             "training_flops": self.flops_per_step * self.done,
             "latent_std": features.std(dim=0).mean().item(),
-            "loss_curve": _curve(self.losses),
+            "loss_curve": loss_curve(self.losses),
         }
 
 
@@ -248,29 +225,3 @@ def _is_finished(out: Path, key: str) -> bool:
         raise LatentGymError(f"{out} holds an encoder of another run (other data or settings); choose another folder")
     load_small_encoder(out)
     return True
-
-
-def _schedule(step: int, steps: int) -> float:
-    """Linear warm-up over the first twentieth, then a cosine down to zero."""
-    warmup = max(1, round(WARMUP_SHARE * steps))
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
-
-
-def _curve(losses: Sequence[float]) -> list[list[float]]:
-    """Loss averaged over at most 50 equal stretches, as pairs (last step of the stretch, mean loss)."""
-    stretch = max(1, math.ceil(len(losses) / _CURVE_POINTS))
-    parts = [losses[i : i + stretch] for i in range(0, len(losses), stretch)]
-    return [[float(min((i + 1) * stretch, len(losses))), sum(part) / len(part)] for i, part in enumerate(parts)]
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """One torch thread inside the block: sums are then always made in the same order."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -140,8 +140,11 @@ def _open(source: str, image_size: int | None) -> Encoder:
 
 def _open_folder(folder: Path, image_size: int | None) -> Encoder:
     if (folder / "encoder.json").exists():
+        from latentgym.encoders.adapted import is_adapted_encoder, load_adapted_encoder
         from latentgym.encoders.small import load_small_encoder
 
+        if is_adapted_encoder(folder):
+            return load_adapted_encoder(folder)
         return load_small_encoder(folder)
     from latentgym.encoders.huggingface import load_folder
 

@@ -70,7 +70,7 @@ class SmallEncoder(Encoder):
         return [Latents(tokens=one, times=times, layer=layer) for one, layer in zip(tokens, layers, strict=True)]
 
 
-def _weights_digest(state: Mapping[str, torch.Tensor]) -> str:
+def weights_digest_of(state: Mapping[str, torch.Tensor]) -> str:
     """SHA-256 over names, shapes and bytes of all tensors."""
     digest = hashlib.sha256()
     for name in sorted(state):
@@ -96,7 +96,7 @@ def small_encoder(network: EncodingNetwork, objective: str, *, seed: int, step: 
         layers=network.layers,
         pooling=POOLING,
         parameters=sum(parameter.numel() for parameter in network.parameters()),
-        weights_digest=_weights_digest(network.state_dict()),
+        weights_digest=weights_digest_of(network.state_dict()),
         trained_on_actions=bool(kind and kind.trained_on_actions),
     )
     return SmallEncoder(network, spec)
@@ -170,6 +170,9 @@ def load_small_encoder(folder: str | Path) -> SmallEncoder:
         network.load_state_dict(weights)
     except (OSError, safetensors.SafetensorError, RuntimeError) as error:
         raise CorruptDataError(f"{folder / WEIGHTS_NAME} cannot be read; train the encoder again: {error}") from error
-    if _weights_digest(weights) != spec.weights_digest:
+    if weights_digest_of(weights) != spec.weights_digest:
         raise CorruptDataError(f"{folder / WEIGHTS_NAME} differs from its recorded digest; train the encoder again")
-    return SmallEncoder(network, spec)
+    encoder = SmallEncoder(network, spec)
+    seen = record.get("training", {}).get("label_episodes") or {}
+    encoder.label_episodes = {key: frozenset(episodes) for key, episodes in seen.items()}
+    return encoder

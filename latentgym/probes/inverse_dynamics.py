@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -114,6 +115,7 @@ def probe(
         from latentgym.encoders.registry import load_encoder
 
         encoder = load_encoder(encoder, device=device)
+    warn_of_seen_labels(dataset, encoder, split)
     if "window" in inputs and encoder.spec.temporal:
         raise LatentGymError(f"input 'window' is for image encoders; {encoder.spec.name!r} reads clips itself")
     actions = read_actions(dataset, (*split.train, *split.validation, *split.test))
@@ -138,6 +140,19 @@ def probe(
         if description_length:
             probe_online(settings, scorer, min(horizons), encoder.spec.pooling)
     return scorer.result
+
+
+def warn_of_seen_labels(dataset: Dataset, encoder: Encoder, split: Split) -> None:
+    """Warn if ``encoder`` was trained on the actions of episodes that a readout is tested or chosen on."""
+    held_out = {*split.validation, *split.test}
+    seen = held_out & encoder.label_episodes.get(dataset.key, frozenset())
+    if seen:
+        warnings.warn(
+            f"encoder {encoder.spec.name!r} was trained on the actions of {len(seen)} of {len(held_out)} held-out "
+            "episodes of this split, so that its scores are too high; adapt and probe with one split (equal seeds)",
+            RuntimeWarning,
+            stacklevel=3,
+        )
 
 
 def check_names(kind: str, given: Iterable[str], known: Sequence[str]) -> None:

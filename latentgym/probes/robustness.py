@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from latentgym.corruptions import CORRUPTIONS, Mode, corrupt
 from latentgym.errors import LatentGymError, UnknownNameError
-from latentgym.probes.inverse_dynamics import check_names, open_cache
+from latentgym.probes.inverse_dynamics import check_names, open_cache, warn_of_seen_labels
 from latentgym.probes.mlp import MLPProbe
 from latentgym.probes.report import ProbeResult, Scorer, Scores
 from latentgym.probes.ridge import DEFAULT_LAMBDAS
@@ -104,6 +104,7 @@ def robustness(
     if conditions and encoder.spec.modality != "pixels":
         raise LatentGymError(f"encoder {encoder.spec.name!r} reads no pixels to corrupt; pass conditions=()")
     split = split or split_episodes(dataset, seed=seed)
+    warn_of_seen_labels(dataset, encoder, split)
     actions = read_actions(dataset, (*split.train, *split.validation, *split.test))
     trained = {"mlp": {"steps": mlp_steps, "members": mlp_seeds, "device": device}}
     layer = None if encoder.spec.layer == -1 else encoder.spec.layer

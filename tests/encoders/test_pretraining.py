@@ -292,7 +292,7 @@ def test_a_small_pool_stays_in_bounds_decodes_each_episode_once_and_reaches_all(
     for step in range(20):
         batches.append(pool.batch(step, 8))
         seen |= {episode for episode, _ in clip_places(batches[-1])}
-        assert sum(frames.nbytes for frames, _ in pool._held.values()) <= bound
+        assert sum(frames.nbytes for frames, _ in pool._episodes.held.values()) <= bound
     assert seen == {0, 1, 2, 4, 5}
     assert sorted(number for _, number in loads) == [0, 1, 2, 4, 5]
     fresh = ClipPool([(dataset, ALL)], seed=0, steps=20, pool_bytes=bound)
