@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +58,7 @@ _HEAD_WIDTH = 256
 
 def adapt(
     encoder: str | Path,
-    dataset: Dataset,
+    data: Dataset | Sequence[tuple[Dataset, Sequence[int]]],
     *,
     out: str | Path,
     arm: str = "adapter",
@@ -88,7 +88,7 @@ def adapt(
     Args:
         encoder: source of a pixel encoder, see :func:`latentgym.load_encoder`. A folder is copied into ``out``; a hub
             id, ``timm:`` model or registered name is opened again under its name.
-        dataset: recorded episodes.
+        data: recorded episodes, or pairs of a data set and the indices of its training episodes.
         out: folder for ``encoder.json``, ``weights.safetensors`` and ``base/``; also keeps the training state.
         arm: ``"adapter"``, residual bottlenecks on the tokens of the frozen trunk, or ``"finetune"``, the whole trunk.
         control: give every episode the actions of another one; all else is equal.
@@ -96,7 +96,7 @@ def adapt(
         seed: seed of new weights, windows and the control's permutation.
         k: horizon in steps.
         batch_size: windows per step, at least 2.
-        split: episodes of each part; :func:`latentgym.trajectories.split_episodes` with ``seed`` by default.
+        split: parts of a single data set; :func:`latentgym.trajectories.split_episodes` with ``seed`` by default.
         image_size: side in pixels that frames are resized to; the encoder's own by default.
         camera: camera to read, the data set's first by default.
         trunk_learning_rate: peak learning rate of a fine-tuned trunk.
@@ -117,15 +117,14 @@ def adapt(
         raise UnknownNameError("arm", arm, ARMS)
     _check_numbers(steps, batch_size, k, save_every, trunk_learning_rate)
     source, out = str(encoder), Path(out)
-    split = split or split_episodes(dataset, seed=seed)
+    pairs = _training_part(data, split, seed)
     base = load_encoder(source, image_size=image_size, device=device, dtype="float32")
     if base.spec.modality != "pixels":
         raise LatentGymError(f"encoder {base.spec.name!r} reads {base.spec.modality}, not pixels: nothing to adapt")
     facts = {
         "encoder": base.spec.weights_digest or base.spec.name,
         "image_size": base.spec.image_size,
-        "dataset": dataset.key,
-        "label_episodes": {dataset.key: sorted(int(index) for index in split.train)},
+        "label_episodes": {dataset.key: sorted(int(index) for index in episodes) for dataset, episodes in pairs},
         "arm": arm,
         "control": control,
         "planned_steps": steps,
@@ -141,7 +140,7 @@ def adapt(
         return out
     with one_thread():
         pool_of = WindowPool(
-            base, dataset, split.train, k=k, tokens=arm == "adapter", control=control, camera=camera, seed=seed,
+            base, pairs, k=k, tokens=arm == "adapter", control=control, camera=camera, seed=seed,
             steps=steps, pool_bytes=pool_bytes,
         )  # fmt: skip
         run = _Run(base, pool_of, out, facts)
@@ -307,6 +306,18 @@ class _Run:
         }
         save_adapted(encoder, self.out, arm=str(self.facts["arm"]), base=base, training=training)
         (self.out / STATE_NAME).unlink(missing_ok=True)
+
+
+def _training_part(
+    data: Dataset | Sequence[tuple[Dataset, Sequence[int]]], split: Split | None, seed: int
+) -> list[tuple[Dataset, Sequence[int]]]:
+    if isinstance(data, Sequence):
+        if split is not None:
+            raise LatentGymError(
+                "adapt: pass pairs of a data set and its training episodes, or one data set and a split"
+            )
+        return list(data)
+    return [(data, (split or split_episodes(data, seed=seed)).train)]
 
 
 def _check_numbers(steps: int, batch_size: int, k: int, save_every: int, rate: float) -> None:

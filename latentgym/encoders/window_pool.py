@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from latentgym.trajectories.store import Dataset
 
 
+# Number of the data set, and of the episode in it.
+Entry = tuple[int, int]
+
+
 @dataclasses.dataclass(frozen=True)
 class WindowBatch:
     """Windows o_t … o_t+k and what was done in them.
@@ -41,8 +45,8 @@ class WindowPool:
 
     Args:
         encoder: says what a clip is; encodes them where ``tokens`` is true.
-        dataset: recorded episodes.
-        episodes: indices of the training episodes; those of fewer than ``k`` steps are left out.
+        data: pairs of a data set and the indices of its training episodes; those of fewer than ``k`` steps are left
+            out.
         k: horizon in steps.
         tokens: whether to hold the encoder's tokens (each episode is encoded once) in place of frames.
         control: whether each episode's actions are those of another one, at the same step (modulo its length).
@@ -59,8 +63,7 @@ class WindowPool:
     def __init__(
         self,
         encoder: Encoder,
-        dataset: Dataset,
-        episodes: Sequence[int],
+        data: Sequence[tuple[Dataset, Sequence[int]]],
         *,
         k: int,
         tokens: bool,
@@ -70,22 +73,27 @@ class WindowPool:
         steps: int,
         pool_bytes: int,
     ) -> None:
-        self.encoder, self.dataset, self.k, self.seed, self.tokens = encoder, dataset, k, seed, tokens
-        self.camera = _camera(dataset, camera)
-        absent = [index for index in episodes if not 0 <= index < len(dataset)]
-        if absent:
-            raise LatentGymError(f"{dataset.path} has no episode {absent[0]}; it has {len(dataset)} episodes")
-        kept = sorted(int(index) for index in episodes if dataset.lengths[index] >= k)
+        self.encoder, self.k, self.seed, self.tokens = encoder, k, seed, tokens
+        self._data = [dataset for dataset, _ in data]
+        self._cameras = [_camera(dataset, camera) for dataset in self._data]
+        self.action_size = _action_size(self._data)
+        _check_episodes(data)
+        kept = sorted(
+            (d, int(index))
+            for d, (dataset, chosen) in enumerate(data)
+            for index in chosen
+            if dataset.lengths[index] >= k
+        )
         if not kept:
             raise LatentGymError(
-                f"{dataset.path}: none of {len(episodes)} training episodes has {k} steps; use a smaller horizon"
+                f"{_paths(self._data)}: none of {sum(len(chosen) for _, chosen in data)} training episodes has {k} "
+                "steps; use a smaller horizon"
             )
         self._targets = self._read_targets(kept, control)
         shape = self._item_shape(kept[0])
-        longest = int(dataset.lengths[kept].max()) + 1
+        longest = max(int(self._data[d].lengths[index]) for d, index in kept) + 1
         capacity = pool_bytes // (longest * int(np.prod(shape)) * (4 if tokens else 1))
         self._episodes = SlidingPool(kept, self._load, capacity=capacity, steps=steps, seed=seed)
-        self.action_size = dataset.action_spec.size
 
     def batch(self, step: int, batch_size: int) -> WindowBatch:
         """The windows of a step, a function of the constructor's arguments and ``step`` alone."""
@@ -105,9 +113,13 @@ class WindowPool:
             )
         return WindowBatch(torch.from_numpy(single), torch.from_numpy(clip), torch.from_numpy(target))
 
-    def _load(self, index: int) -> tuple[NDArray[Any], ...]:
+    def _frames(self, entry: Entry) -> NDArray[np.uint8]:
+        d, index = entry
+        return self._data[d].episode(index, cameras=(self._cameras[d],)).frames[self._cameras[d]]
+
+    def _load(self, entry: Entry) -> tuple[NDArray[Any], ...]:
         """What stands for o_t and for o_t … o_t+k of each window: token rows, or indices into the frames behind."""
-        frames = self.dataset.episode(index, cameras=(self.camera,)).frames[self.camera]
+        frames = self._frames(entry)
         view, length = View("clip", self.k), self.encoder.spec.clip_length
         if not self.tokens:
             return *(window_indices(len(frames), v, length) for v in (View("single"), view)), frames
@@ -121,31 +133,31 @@ class WindowPool:
         parts = [join(self.encoder.encode(clips[i : i + size])).cpu().numpy() for i in range(0, len(clips), size)]
         return np.concatenate(parts)
 
-    def _item_shape(self, index: int) -> tuple[int, ...]:
-        frames = self.dataset.episode(index, cameras=(self.camera,)).frames[self.camera][:1]
+    def _item_shape(self, entry: Entry) -> tuple[int, ...]:
+        frames = self._frames(entry)[:1]
         if not self.tokens:
             return frames.shape
         rows = self._encode(frames[window_indices(1, View("single"), self.encoder.spec.clip_length)])
         return rows.shape if not self.encoder.spec.temporal else (2, *rows.shape)
 
-    def _read_targets(self, episodes: Sequence[int], control: bool) -> dict[int, NDArray[np.float32]]:
+    def _read_targets(self, episodes: Sequence[Entry], control: bool) -> dict[Entry, NDArray[np.float32]]:
         """Standardised mean action ``(n, A)`` of every window."""
         sums = {}
-        for index in episodes:
-            action = self.dataset.episode(index, cameras=()).action.astype(np.float64)
+        for d, index in episodes:
+            action = self._data[d].episode(index, cameras=()).action.astype(np.float64)
             if not np.isfinite(action).all():
-                raise LatentGymError(f"episode {index} of {self.dataset.path}: NaN or infinite actions")
+                raise LatentGymError(f"episode {index} of {self._data[d].path}: NaN or infinite actions")
             running = np.cumsum(np.vstack([np.zeros((1, action.shape[1])), action]), axis=0)
-            sums[index] = (running[self.k :] - running[: -self.k]) / self.k
+            sums[d, index] = (running[self.k :] - running[: -self.k]) / self.k
         everything = np.concatenate([*sums.values()])
         mean, deviation = everything.mean(axis=0), everything.std(axis=0)
         if not (deviation > 1e-6).any():
-            raise LatentGymError(f"{self.dataset.path}: no action changes in the training episodes, nothing to learn")
+            raise LatentGymError(f"{_paths(self._data)}: no action changes in the training episodes, nothing to learn")
         deviation = np.where(deviation > 1e-6, deviation, 1.0)
         scaled = {index: ((rows - mean) / deviation).astype(np.float32) for index, rows in sums.items()}
         return self._permuted(scaled) if control else scaled
 
-    def _permuted(self, targets: dict[int, NDArray[np.float32]]) -> dict[int, NDArray[np.float32]]:
+    def _permuted(self, targets: dict[Entry, NDArray[np.float32]]) -> dict[Entry, NDArray[np.float32]]:
         """Give every episode the actions of the next one in a seeded circle, so that none keeps its own."""
         if len(targets) < 2:
             raise LatentGymError("the control permutes actions across episodes and needs at least two of them")
@@ -155,6 +167,24 @@ class WindowPool:
             index: targets[others[index]][np.arange(len(rows)) % len(targets[others[index]])]
             for index, rows in targets.items()
         }
+
+
+def _paths(data: Sequence[Dataset]) -> str:
+    return ", ".join(str(dataset.path) for dataset in data)
+
+
+def _action_size(data: Sequence[Dataset]) -> int:
+    sizes = sorted({dataset.action_spec.size for dataset in data})
+    if len(sizes) != 1:
+        raise LatentGymError(f"{_paths(data)}: expected one or more data sets of one action size, found sizes {sizes}")
+    return sizes[0]
+
+
+def _check_episodes(data: Sequence[tuple[Dataset, Sequence[int]]]) -> None:
+    for dataset, episodes in data:
+        absent = [index for index in episodes if not 0 <= index < len(dataset)]
+        if absent:
+            raise LatentGymError(f"{dataset.path} has no episode {absent[0]}; it has {len(dataset)} episodes")
 
 
 def _camera(dataset: Dataset, camera: str | None) -> str:

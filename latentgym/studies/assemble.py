@@ -23,7 +23,7 @@ from latentgym.statistics import (
 )
 from latentgym.studies.config import StudyConfig
 from latentgym.studies.evidence import is_evidence, replicate_name
-from latentgym.studies.plan import EncoderUse, SuitePlan
+from latentgym.studies.plan import ADAPTED_SUFFIX, EncoderUse, SuitePlan
 
 SUPERVISED_REFERENCE = "inverse_dynamics"
 # Every proxy that the link ranks: its name, and the row that holds it (metric, readout, input, k, subset).
@@ -231,7 +231,7 @@ def link_points(measured: Sequence[Measured], config: StudyConfig, parameters: d
         points.append(
             LinkPoint(
                 **identity,
-                reference=item.use.name == SUPERVISED_REFERENCE,
+                reference=item.use.name == SUPERVISED_REFERENCE or item.use.name.endswith(ADAPTED_SUFFIX),
                 parameters=parameters.get(item.use.name, 0),
                 proxies=known,
                 proxy_replicates=replicates,

@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 
 from latentgym.artifacts import read_json, write_json
 from latentgym.encoders import Encoder, FeatureCache, load_encoder
+from latentgym.encoders.adaptation import adapt
 from latentgym.encoders.pretraining import pretrain
 from latentgym.encoders.small import random_small
 from latentgym.envs.recording import record
@@ -141,6 +142,20 @@ def run_pretrain(task: Task) -> None:
         steps=params["steps"],
         batch_size=params["batch_size"],
         checkpoints=params["checkpoints"],
+    )
+
+
+def run_adapt(task: Task) -> None:
+    """Train one pretrained encoder further by inverse dynamics on the suite's training episodes, into ``encoder/``."""
+    params = task.params
+    adapt(
+        task.inputs["encoder"] / "encoder",
+        [(dataset, split.train) for dataset, split in _suite_data(task, params["study_seed"])],
+        out=task.out / "encoder",
+        arm=params["arm"],
+        steps=params["steps"],
+        batch_size=params["batch_size"],
+        seed=derive_seed(params["study_seed"], "adapt", params["seed"]),
     )
 
 
@@ -284,6 +299,7 @@ RUNNERS: dict[str, Callable[[Task], None]] = {
     "record": run_record,
     "data": run_data,
     "pretrain": run_pretrain,
+    "adapt": run_adapt,
     "fidelity": run_fidelity,
     "offline": run_offline,
     "floors": run_floors,

@@ -22,6 +22,7 @@ import scipy.stats
 from latentgym.statistics import spearman
 from latentgym.studies.effects import Effect, mean_effect, ratio_interval
 from latentgym.studies.evidence import Benchmark, Evidence, Runs, read_evidence
+from latentgym.studies.plan import ADAPTED_SUFFIX
 
 SUPPORTED, CONTRADICTED, INCONCLUSIVE, NOT_TESTED = "supported", "contradicted", "inconclusive", "not tested"
 SMALL_SCALE, NATURAL_VIDEO = "small scale, domain video", "natural video"
@@ -57,6 +58,9 @@ STATISTICS = {
     "e": "gap in action R², video − image, CALVIN : Meta-World, same behaviour and share of random actions",
     "f": "drop in action R² under corruption, video families − inverse dynamics",
 }
+
+# What (f) becomes in a study that adapts encoders: the encoder is its own control.
+ADAPTED_STATISTIC = "drop in action R² under corruption, frozen encoder − the same trained further by inverse dynamics"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -228,7 +232,7 @@ def _near_zero(places: Places) -> Iterator[Claim]:
 def _sharp(place: tuple[Evidence, Benchmark]) -> Iterator[tuple[str, str, Runs]]:
     """Families pretrained without action labels whose PSNR is high: benchmark, name, action R²."""
     evidence, benchmark = place
-    for name in sorted(evidence.encoders - set(NOT_RANKED)):
+    for name in _ranked(evidence.encoders):
         metrics = ("action_r2", "psnr_db", "psnr_mean_image_db")
         runs, psnr, floor = (evidence.runs(metric, name, benchmark) for metric in metrics)
         if runs is None or psnr is None or floor is None or not (_usable(runs) and _usable(psnr)):
@@ -264,11 +268,16 @@ def _context(places: Places) -> Iterator[Claim]:
     yield from rows[1:]
 
 
+def _ranked(names: set[str]) -> list[str]:
+    """Encoders pretrained without action labels."""
+    return sorted(name for name in names - set(NOT_RANKED) if not name.endswith(ADAPTED_SUFFIX))
+
+
 def _transfer(places: Places) -> Iterator[Claim]:
     pairs: list[tuple[str, float, float]] = []
     fewest = 0
     for one, two in itertools.combinations(places, 2):
-        names = sorted((one[0].encoders & two[0].encoders) - set(NOT_RANKED))
+        names = _ranked(one[0].encoders & two[0].encoders)
         scores = [(a, b) for name in names if (a := _group(one, (name,))) and (b := _group(two, (name,)))]
         if len(scores) < MIN_RANKED:
             continue
@@ -349,6 +358,34 @@ def drop(evidence: Evidence, encoder: str, benchmark: Benchmark) -> Runs | None:
 
 
 def _robustness(places: Places) -> Iterator[Claim]:
+    """Each frozen encoder against the same one trained further on actions, where a study has them; else as declared."""
+    if any(name.endswith(ADAPTED_SUFFIX) for evidence, _ in places for name in evidence.encoders):
+        return _adapted_robustness(places)
+    return _supervised_robustness(places)
+
+
+def _adapted_robustness(places: Places) -> Iterator[Claim]:
+    found = []
+    for place in places:
+        evidence, benchmark = place
+        gains = []
+        for name in sorted(evidence.encoders):
+            base = name.removesuffix(ADAPTED_SUFFIX)
+            if base != name and _has_something_to_lose(place, name) and _has_something_to_lose(place, base):
+                frozen, adapted = drop(evidence, base, benchmark), drop(evidence, name, benchmark)
+                if frozen is not None and adapted is not None:
+                    gains.append(frozen - adapted)
+        gain = _mean(gains)
+        if gain is not None:
+            found.append((benchmark.name, gain))
+    missing = (
+        f"needs corrupted scores of a frozen encoder and of its adapted one, both with clean R² ≥ {NEAR_ZERO_R2:g}"
+    )
+    for claim in _over_benchmarks("f", found, missing):
+        yield dataclasses.replace(claim, statistic=ADAPTED_STATISTIC)
+
+
+def _supervised_robustness(places: Places) -> Iterator[Claim]:
     found, frozen_drops, adapted_drops = [], [], []
     for place in places:
         evidence, benchmark = place

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -94,6 +94,14 @@ class PretrainingSettings(_Section):
     batch_size: int = Field(64, ge=2)
 
 
+class AdaptationSettings(_Section):
+    """Further training by inverse dynamics of the families in ``adapt``: arm, optimiser steps, windows per step."""
+
+    arm: Literal["adapter", "finetune"] = "finetune"
+    steps: int = Field(100, ge=1)
+    batch_size: int = Field(32, ge=2)
+
+
 class ProbeSettings(_Section):
     """Offline probes: horizons in steps, ridge folds, MLP settings, replicates, controls of final checkpoints."""
 
@@ -171,6 +179,7 @@ class StudyConfig(_Section):
         references: encoders that read the simulator or proprioception; nothing need beat them.
         weights: further encoders by folder or hub id, as ``name = "source"``.
         suites: groups of environments.
+        adapt: objectives whose encoders are also trained further by inverse dynamics, as ``<objective>+id``.
         claims: also evaluate the claims of :mod:`latentgym.studies.claims`.
     """
 
@@ -181,8 +190,10 @@ class StudyConfig(_Section):
     references: tuple[str, ...] = ("proprio", "state")
     weights: dict[str, str] = Field(default_factory=dict)
     suites: tuple[Suite, ...] = Field(min_length=1)
+    adapt: tuple[str, ...] = ()
     claims: bool = False
     pretraining: PretrainingSettings = PretrainingSettings()
+    adaptation: AdaptationSettings = AdaptationSettings()
     probe: ProbeSettings = ProbeSettings()
     robustness: RobustnessSettings = RobustnessSettings()
     fidelity: FidelitySettings = FidelitySettings()
@@ -209,6 +220,7 @@ class StudyConfig(_Section):
         for condition in self.robustness.conditions:
             parse_condition(condition)
         for role, names, known in (
+            ("objective to adapt", self.adapt, self.objectives),
             ("control", self.probe.controls, CONTROLS),
             ("floor encoder", self.floors, ("random", "pixels")),
             ("reference encoder", self.references, ("proprio", "state")),

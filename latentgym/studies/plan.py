@@ -14,6 +14,7 @@ from latentgym.studies.engine import Cell
 from latentgym.trajectories import open_dataset
 
 BASELINE_POLICIES = ("expert", "random", "constant")
+ADAPTED_SUFFIX = "+id"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +133,7 @@ def _record_cell(config: StudyConfig, suite: Suite, env: str) -> Cell:
 
 
 def _trained(config: StudyConfig, suite: Suite, data: Mapping[str, Cell]) -> Iterator[EncoderUse]:
-    """Final checkpoints of every run first, then intermediate ones."""
+    """Final checkpoints of every run first, then intermediate ones and those trained further on actions."""
     cells = {
         (objective, seed): Cell(
             "pretrain",
@@ -153,6 +154,14 @@ def _trained(config: StudyConfig, suite: Suite, data: Mapping[str, Cell]) -> Ite
     for checkpoint in (None, *suite.checkpoints):
         for (objective, seed), cell in cells.items():
             yield EncoderUse(objective, seed, checkpoint, cell=cell)
+    for (objective, seed), cell in cells.items():
+        if objective in config.adapt:
+            name = f"{objective}{ADAPTED_SUFFIX}"
+            params = {"seed": seed, "study_seed": config.seed, **config.adaptation.model_dump()}
+            inputs = {**data, "encoder": cell}
+            yield EncoderUse(
+                name, seed, cell=Cell("adapt", f"adapt {objective} (seed {seed}, {suite.name})", params, inputs)
+            )
 
 
 def _loaded(config: StudyConfig, suite: Suite, digests: Mapping[str, str]) -> Iterator[EncoderUse]:

@@ -174,18 +174,18 @@ def test_killed_run_ends_with_the_same_bits(arm, dataset, small, tmp_path):
 def test_control_differs_in_the_actions_alone(dataset, small):
     options = {"k": 1, "camera": None, "seed": 0, "steps": 4, "pool_bytes": 2**24, "tokens": False}
     encoder = load_encoder(small)
-    real, control = (WindowPool(encoder, dataset, SPLIT.train, control=flag, **options) for flag in (False, True))
+    real, control = (WindowPool(encoder, [(dataset, SPLIT.train)], control=flag, **options) for flag in (False, True))
     a, b = real.batch(1, 64), control.batch(1, 64)
     assert torch.equal(a.single, b.single) and torch.equal(a.clip, b.clip)
     assert (a.target != b.target).any(dim=1).all()
-    known = np.concatenate([real._targets[index] for index in SPLIT.train])
+    known = np.concatenate([real._targets[0, index] for index in SPLIT.train])
     assert all((known == row).all(axis=1).any() for row in b.target.numpy())
 
 
 @pytest.mark.parametrize("k", [1, 4])
 def test_windows_hold_the_frames_and_mean_action_of_their_episode(dataset, small, k):
     pool = WindowPool(
-        load_encoder(small), dataset, SPLIT.train, k=k, tokens=False, control=False, camera=None, seed=0, steps=4,
+        load_encoder(small), [(dataset, SPLIT.train)], k=k, tokens=False, control=False, camera=None, seed=0, steps=4,
         pool_bytes=1,
     )  # fmt: skip
     actions = [dataset.episode(index, cameras=()).action for index in SPLIT.train]

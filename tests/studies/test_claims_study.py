@@ -98,3 +98,27 @@ def test_the_paper_study_meets_what_its_claims_need() -> None:
     assert {cell.kind for cell in cells} == {"record", "pretrain", "fidelity", "floors", "offline"}
     corrupted = [cell for cell in cells if cell.params.get("robustness")]
     assert len(corrupted) == sum(len(s.envs) * (len(paper.objectives) * 3 + 4) for s in paper.suites)
+
+
+def test_adapted_encoders_are_planned_after_their_base_and_must_be_pretrained_here() -> None:
+    adapted = config(SUITE).model_copy(update={"adapt": ("masked_video",)})
+    (plan,) = plan_study(adapted, {})
+    cells = list(plan.cells())
+    kinds = [cell.kind for cell in cells]
+    assert kinds.count("adapt") == 2
+    for cell in cells:
+        if cell.kind == "adapt":
+            assert cells.index(cell.inputs["encoder"]) < cells.index(cell)
+    assert {use.name for use in plan.uses if use.name.endswith("+id")} == {"masked_video+id"}
+    with pytest.raises(LatentGymError, match="next_latent"):
+        parse_config({**config(SUITE).model_dump(mode="json"), "adapt": ["next_latent"]}, "tiny")
+
+
+@pytest.mark.slow
+def test_claim_f_compares_an_encoder_with_its_adapted_self(tmp_path: Path) -> None:
+    data = {**config(SUITE).model_dump(mode="json"), "adapt": ["masked_video"], "adaptation": {"steps": 2}}
+    run_study(parse_config(data, "tiny"), tmp_path, workers=1)
+    found = read_json(tmp_path / "results.json")
+    assert {row["encoder"] for row in found["rows"]} >= {"masked_video", "masked_video+id"}
+    claims = [claim for claim in found["claims"] if claim["claim"] == "f" and claim["scope"] != "natural video"]
+    assert claims and all("trained further" in claim["statistic"] for claim in claims)
