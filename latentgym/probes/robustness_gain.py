@@ -32,9 +32,9 @@ def robustness_gain(
 ) -> ProbeResult:
     """Compare the drop in R² under corruption of a frozen encoder with that of its adapted version.
 
-    Both encoders see the same corrupted frames, and the bootstrap resamples the same test episodes, so that the interval
-    is that of a paired difference. Rows ``r2_drop_reduction`` per condition and over all of them (condition
-    ``"mean"``): the frozen encoder's ``r2_drop`` minus the adapted one's; positive where the adapted encoder loses less.
+    Both encoders see the same corrupted frames, and the bootstrap resamples the same test episodes, so that the
+    interval is that of a paired difference. Rows ``r2_drop_reduction`` per condition and over all of them (condition
+    ``"mean"``): the frozen encoder's ``r2_drop`` minus the adapted one's, positive where the adapted one loses less.
     An encoder that knows nothing loses nothing: read it beside the clean ``action_r2`` rows, which come too.
 
     Args:

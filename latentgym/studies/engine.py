@@ -34,6 +34,7 @@ ROOMS_OF_KIND = {
     "data": ("trajectories",),
     "record": ("trajectories", "envs"),
     "pretrain": ("trajectories", "encoders"),
+    "adapt": ("trajectories", "encoders"),
     "fidelity": ("trajectories", "encoders", "probes"),
     "floors": ("trajectories", "encoders", "probes"),
     "offline": ("trajectories", "encoders", "probes", "policies"),
