@@ -1,6 +1,8 @@
-"""Transformers folders and hub ids: DINOv2 (with and without registers), VideoMAE, V-JEPA 2.
+"""Transformers folders and hub ids: DINOv2, DINOv3, I-JEPA, ViT-MAE, SigLIP, SigLIP 2, CLIP, VideoMAE, V-JEPA 2, VideoPrism.
 
-Sources: DINOv2 (arXiv 2304.07193), registers (2309.16588), VideoMAE (2203.12602), V-JEPA 2 (2506.09985).
+Sources: DINOv2 (arXiv 2304.07193), registers (2309.16588), DINOv3 (2508.10104), I-JEPA (2301.08243), MAE (2111.06377),
+SigLIP (2303.15343), SigLIP 2 (2502.14786), CLIP (2103.00020), VideoMAE (2203.12602), V-JEPA 2 (2506.09985), VideoPrism
+(2402.13217).
 The suite resizes and normalises itself, from ``preprocessor_config.json`` where there is one; the whole frame is
 resized, nothing is cropped. Only safetensors are read and no remote code is run.
 """
@@ -10,10 +12,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import inspect
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -26,6 +29,9 @@ from latentgym.encoders.torchvision_fallback import ensure_torchvision
 from latentgym.errors import CorruptDataError, LatentGymError, require
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+HALF = (0.5, 0.5, 0.5)
+ZERO, ONE = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 # DINOv2's own evaluations use 224 pixels although its position embeddings were last trained at 518.
 IMAGE_SIZE = 224
 # V-JEPA 2 was pretrained on up to 64 frames, its rotary positions serve any even number, and its own action
@@ -46,9 +52,17 @@ class Architecture:
     Attributes:
         model_class: name of the class in transformers.
         family: pretraining family.
-        size_key: entry of the configuration that holds the side of its frames.
+        size_key: entry of the configuration that holds the side of its frames; ``""`` if it counts patches instead.
         frames_key: entry that holds the number of frames, ``""`` for image models.
         fixed_size: whether other sides than the configuration's give wrong positions.
+        whole: ``model_type`` of a checkpoint that holds this tower beside others, such as CLIP's two.
+        class_token: whether a CLS token, and registers where configured, come before the patch tokens.
+        interpolates: whether other sides must be announced with ``interpolate_pos_encoding``.
+        inputs: ``"pixels"``; ``"unmasked"``: pixels, masking nothing and shuffling nothing; ``"patches"``: pixels cut
+            into flattened patches, with their mask and grid.
+        mean: default per-channel mean where the folder states none.
+        std: default per-channel deviation.
+        attention: implementation of the attention.
     """
 
     model_class: str
@@ -56,14 +70,51 @@ class Architecture:
     size_key: str = "image_size"
     frames_key: str = ""
     fixed_size: bool = False
+    whole: str = ""
+    class_token: bool = False
+    interpolates: bool = False
+    inputs: Literal["pixels", "unmasked", "patches"] = "pixels"
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    attention: str = "sdpa"
 
 
 ARCHITECTURES = {
-    "dinov2": Architecture("Dinov2Model", "image_ssl"),
-    "dinov2_with_registers": Architecture("Dinov2WithRegistersModel", "image_ssl"),
+    "dinov2": Architecture("Dinov2Model", "image_ssl", class_token=True),
+    "dinov2_with_registers": Architecture("Dinov2WithRegistersModel", "image_ssl", class_token=True),
+    "dinov3_vit": Architecture("DINOv3ViTModel", "image_ssl", class_token=True),
+    "ijepa": Architecture("IJepaModel", "image_ssl", interpolates=True),
+    "vit_mae": Architecture("ViTMAEModel", "masked_image", class_token=True, interpolates=True, inputs="unmasked"),
+    "siglip_vision_model": Architecture(
+        "SiglipVisionModel", "image_text", whole="siglip", interpolates=True, mean=HALF, std=HALF
+    ),
+    "siglip2_vision_model": Architecture(
+        "Siglip2VisionModel", "image_text", "", whole="siglip2", inputs="patches", mean=HALF, std=HALF
+    ),
+    "clip_vision_model": Architecture(
+        "CLIPVisionModel",
+        "image_text",
+        whole="clip",
+        class_token=True,
+        interpolates=True,
+        mean=CLIP_MEAN,
+        std=CLIP_STD,
+    ),
     "videomae": Architecture("VideoMAEModel", "masked_video", frames_key="num_frames", fixed_size=True),
     "vjepa2": Architecture("VJEPA2Model", "masked_video_latent", "crop_size", "frames_per_clip", fixed_size=True),
+    "videoprism_vision_model": Architecture(
+        "VideoPrismVisionModel",
+        "video_text",
+        frames_key="num_frames",
+        fixed_size=True,
+        mean=ZERO,
+        std=ONE,
+        # Its attention caps the logits, which sdpa cannot.
+        attention="eager",
+    ),
 }
+# Where the classes keep their blocks.
+_BLOCKS = ("encoder.layer", "encoder.layers", "layer", "layers", "model.layer", "model.layers")
 
 
 class HuggingFaceEncoder(FrozenEncoder):
@@ -73,12 +124,24 @@ class HuggingFaceEncoder(FrozenEncoder):
 
     Args:
         spec: the spec.
-        model: the network; the list of its blocks is called ``layer`` or ``encoder.layer``.
+        model: the network.
         prefix_tokens: number of CLS and register tokens before the patch tokens.
+        inputs: what the network reads, see :class:`Architecture`.
+        interpolate: whether frames differ from the size that positions were trained at.
     """
 
-    def __init__(self, spec: EncoderSpec, model: torch.nn.Module, prefix_tokens: int) -> None:
+    def __init__(
+        self,
+        spec: EncoderSpec,
+        model: torch.nn.Module,
+        prefix_tokens: int,
+        inputs: Literal["pixels", "unmasked", "patches"] = "pixels",
+        *,
+        interpolate: bool = False,
+    ) -> None:
         self.prefix_tokens = prefix_tokens
+        self.inputs = inputs
+        self._options = {"interpolate_pos_encoding": True} if interpolate else {}
         super().__init__(spec, model)
 
     def forward(self, clip: torch.Tensor, layer: int) -> Latents:
@@ -107,20 +170,49 @@ class HuggingFaceEncoder(FrozenEncoder):
         return Latents(output[:, :, self.prefix_tokens :], times, layer, prefix)
 
     def _block_outputs(self, pixels: torch.Tensor, layers: Sequence[int]) -> list[torch.Tensor]:
-        blocks: Any = getattr(self.model, "encoder", self.model).layer
         outputs: dict[int, torch.Tensor] = {}
 
         def keep(layer: int, _module: torch.nn.Module, _args: object, output: Any) -> None:
             outputs[layer] = output[0] if isinstance(output, tuple) else output
 
         inner = {layer for layer in layers if layer not in (-1, self.spec.layers - 1)}
+        blocks: Any = self._blocks() if inner else ()
         handles = [blocks[layer].register_forward_hook(functools.partial(keep, layer)) for layer in inner]
         try:
-            last: torch.Tensor = self.model(pixels).last_hidden_state
+            last: torch.Tensor = self.model(**self._arguments(pixels)).last_hidden_state
         finally:
             for handle in handles:
                 handle.remove()
         return [outputs[layer] if layer in inner else last for layer in layers]
+
+    def _blocks(self) -> torch.nn.ModuleList:
+        for path in _BLOCKS:
+            try:
+                blocks = self.model.get_submodule(path)
+            except AttributeError:
+                continue
+            if isinstance(blocks, torch.nn.ModuleList) and len(blocks) == self.spec.layers:
+                return blocks
+        raise LatentGymError(f"encoder {self.spec.name!r}: its blocks cannot be read in this release of transformers")
+
+    def _arguments(self, pixels: torch.Tensor) -> dict[str, Any]:
+        """What the network's own forward takes."""
+        rows, columns = self.spec.grid
+        if self.inputs == "unmasked":
+            # Increasing noise keeps the tokens in their order.
+            noise = torch.arange(rows * columns, dtype=torch.float32, device=pixels.device).expand(len(pixels), -1)
+            return {"pixel_values": pixels, "noise": noise, **self._options}
+        if self.inputs == "patches":
+            side = self.spec.image_size // rows
+            patches = pixels.unflatten(3, (columns, side)).unflatten(2, (rows, side)).permute(0, 2, 4, 3, 5, 1)
+            return {
+                "pixel_values": patches.flatten(3).flatten(1, 2),
+                "pixel_attention_mask": torch.ones(
+                    len(pixels), rows * columns, dtype=torch.int64, device=pixels.device
+                ),
+                "spatial_shapes": torch.tensor([[rows, columns]], device=pixels.device).expand(len(pixels), -1),
+            }
+        return {next(iter(inspect.signature(self.model.forward).parameters)): pixels, **self._options}
 
 
 def load_folder(folder: Path, *, image_size: int | None = None, source: str = "", revision: str = "") -> FrozenEncoder:
@@ -128,8 +220,9 @@ def load_folder(folder: Path, *, image_size: int | None = None, source: str = ""
 
     Args:
         folder: holds ``config.json``, safetensors weights and, where published, ``preprocessor_config.json``.
-        image_size: side that frames are resized to. DINOv2 takes any multiple of its patch (default: the
-            preprocessor's crop, else 224); VideoMAE and V-JEPA 2 take only their own.
+        image_size: side that frames are resized to. Image models take any multiple of their patch (default:
+            the preprocessor's crop, else the configuration's, for DINOv2 at most 224); video models take only their
+            own.
         source: where the folder came from, the folder itself by default.
         revision: pinned revision of the source.
 
@@ -142,7 +235,8 @@ def load_folder(folder: Path, *, image_size: int | None = None, source: str = ""
     model = _load_model(folder, architecture)
     facts = model.config.to_dict()
     spec = _spec(folder, architecture, facts, image_size)
-    prefix_tokens = 0 if architecture.frames_key else 1 + int(facts.get("num_register_tokens") or 0)
+    prefix_tokens = 1 + int(facts.get("num_register_tokens") or 0) if architecture.class_token else 0
+    interpolate = architecture.interpolates and spec.image_size != _own_size(folder, architecture, facts)
     # V-JEPA 2's predictor takes no part in encoding.
     core: torch.nn.Module = model.encoder if model_type == "vjepa2" else model
     digest_facts = {key: value for key, value in facts.items() if key not in _NAMES_ONLY}
@@ -153,7 +247,7 @@ def load_folder(folder: Path, *, image_size: int | None = None, source: str = ""
         parameters=sum(parameter.numel() for parameter in core.parameters()),
         weights_digest=weights_digest(core, digest_facts),
     )
-    return HuggingFaceEncoder(spec, core, prefix_tokens)
+    return HuggingFaceEncoder(spec, core, prefix_tokens, architecture.inputs, interpolate=interpolate)
 
 
 def load_hub(hub_id: str, *, image_size: int | None = None) -> FrozenEncoder:
@@ -226,7 +320,7 @@ def _model_type(folder: Path, config: Mapping[str, Any]) -> str:
     named = str(config.get("model_type", ""))
     classes = [str(name) for name in config.get("architectures") or []]
     for model_type, architecture in ARCHITECTURES.items():
-        if named == model_type or (not named and architecture.model_class in classes):
+        if (named and named in (model_type, architecture.whole)) or (not named and architecture.model_class in classes):
             return model_type
     supported = ", ".join(architecture.model_class for architecture in ARCHITECTURES.values())
     raise LatentGymError(
@@ -245,7 +339,7 @@ def _load_model(folder: Path, architecture: Architecture) -> Any:
                 output_loading_info=True,
                 local_files_only=True,
                 use_safetensors=True,
-                attn_implementation="sdpa",
+                attn_implementation=architecture.attention,
                 dtype=torch.float32,
             )
     # Mismatched shapes, malformed configurations and damaged tensors surface as different errors.
@@ -257,6 +351,8 @@ def _load_model(folder: Path, architecture: Architecture) -> Any:
             f"{folder}: {len(missing)} weights of {architecture.model_class} are missing from the checkpoint and would "
             f"be random, the first {missing[0]!r}; config.json and the weights do not belong together"
         )
+    if architecture.inputs == "unmasked":
+        model.config.mask_ratio = 0.0
     return model
 
 
@@ -276,7 +372,7 @@ def _quiet(transformers: Any) -> Iterator[None]:
 
 
 def _spec(folder: Path, architecture: Architecture, config: Mapping[str, Any], image_size: int | None) -> EncoderSpec:
-    patch = _side(config["patch_size"], folder)
+    patch = _patch(config, folder)
     preprocessor = _preprocessor(folder)
     size = _image_size(folder, architecture, config, preprocessor, image_size)
     if size < patch or size % patch:
@@ -286,7 +382,7 @@ def _spec(folder: Path, architecture: Architecture, config: Mapping[str, Any], i
         )
     frames, tubelet = 1, 1
     if architecture.frames_key:
-        frames, tubelet = int(config[architecture.frames_key]), int(config["tubelet_size"])
+        frames, tubelet = int(config[architecture.frames_key]), _tubelet(config)
         if architecture.model_class == "VJEPA2Model":
             frames = max(tubelet, min(frames, VJEPA2_FRAMES) // tubelet * tubelet)
         if frames % tubelet:
@@ -295,15 +391,33 @@ def _spec(folder: Path, architecture: Architecture, config: Mapping[str, Any], i
         name=folder.name,
         family=architecture.family,
         image_size=size,
-        mean=_channels(preprocessor, "image_mean", IMAGENET_MEAN, folder),
-        std=_channels(preprocessor, "image_std", IMAGENET_STD, folder),
+        mean=_channels(preprocessor, "image_mean", architecture.mean, folder),
+        std=_channels(preprocessor, "image_std", architecture.std, folder),
         clip_length=frames,
         tubelet=tubelet,
         temporal=frames > 1,
         embed_dim=int(config["hidden_size"]),
         grid=(size // patch, size // patch),
-        layers=int(config["num_hidden_layers"]),
+        # VideoPrism's spatial and temporal blocks hold their tokens in different orders: only its output is read.
+        layers=int(config.get("num_hidden_layers", 1)),
     )
+
+
+def _patch(config: Mapping[str, Any], folder: Path) -> int:
+    """Side of a patch; VideoPrism states (frames, rows, columns) in one entry."""
+    return _side(config["patch_size"] if "patch_size" in config else list(config["tubelet_size"])[1:], folder)
+
+
+def _tubelet(config: Mapping[str, Any]) -> int:
+    value = config["tubelet_size"]
+    return int(value[0] if isinstance(value, list | tuple) else value)
+
+
+def _own_size(folder: Path, architecture: Architecture, config: Mapping[str, Any]) -> int:
+    """The side that the position embeddings were made for."""
+    if architecture.size_key:
+        return _side(config[architecture.size_key], folder)
+    return round(float(config["num_patches"]) ** 0.5) * _patch(config, folder)
 
 
 def _preprocessor(folder: Path) -> dict[str, Any]:
@@ -313,6 +427,8 @@ def _preprocessor(folder: Path) -> dict[str, Any]:
             factor = preprocessor.get("rescale_factor", 1 / 255)
             if abs(factor - 1 / 255) > 1e-6:
                 raise LatentGymError(f"{folder / name}: rescale_factor {factor} is not supported, only 1/255")
+            if not preprocessor.get("do_normalize", True):
+                preprocessor = {**preprocessor, "image_mean": ZERO, "image_std": ONE}
             return dict(preprocessor)
     return {}
 
@@ -324,7 +440,7 @@ def _image_size(
     preprocessor: Mapping[str, Any],
     requested: int | None,
 ) -> int:
-    own = _side(config[architecture.size_key], folder)
+    own = _own_size(folder, architecture, config)
     if architecture.fixed_size:
         if requested not in (None, own):
             raise LatentGymError(
@@ -335,9 +451,11 @@ def _image_size(
     if requested is not None:
         return requested
     for key in ("crop_size", "size"):
-        if key in preprocessor:
+        if preprocessor.get(key) is not None and architecture.size_key:
             return _side(preprocessor[key], folder)
-    patch = _side(config["patch_size"], folder)
+    if not architecture.model_class.startswith("Dinov2"):
+        return own
+    patch = _patch(config, folder)
     return max(patch, min(own, IMAGE_SIZE) // patch * patch)
 
 

@@ -16,6 +16,7 @@ import torch
 
 from latentgym.encoders.baselines import PixelEncoder, VectorEncoder
 from latentgym.encoders.contract import Encoder, EncoderSpec
+from latentgym.encoders.feeding import FEEDINGS, feed
 from latentgym.encoders.frozen import FrozenEncoder
 from latentgym.errors import LatentGymError, UnknownNameError
 
@@ -78,6 +79,7 @@ def load_encoder(
     *,
     image_size: int | None = None,
     layer: int = -1,
+    feeding: str = "native",
     device: str = "auto",
     dtype: str = "auto",
 ) -> Encoder:
@@ -89,6 +91,8 @@ def load_encoder(
             small encoder; a transformers folder; or a hub id, ``"owner/name"`` or ``"owner/name@revision"``.
         image_size: side in pixels that frames are resized to; the encoder's own by default.
         layer: block that ``encode`` reads by default, counted from 0; ``-1`` is the encoder's output.
+        feeding: how a video encoder is given its frames: ``"native"``, ``"duplicated"`` or ``"causal"``, see
+            :func:`latentgym.encoders.feeding.feed`; image encoders read every frame by itself in any case.
         device: ``"auto"`` (CUDA where there is one), ``"cpu"``, ``"cuda"``, ``"cuda:1"`` …
         dtype: ``"float32"``, ``"bfloat16"``, ``"float16"`` or ``"auto"``: float32 on the CPU, and on a GPU bfloat16
             for transformers and timm models if that hardly changes the tokens of a test clip.
@@ -102,6 +106,8 @@ def load_encoder(
         (16, 16)
     """
     target = _device(device)
+    if feeding not in FEEDINGS:
+        raise UnknownNameError("feeding", feeding, FEEDINGS)
     if dtype not in ("auto", *DTYPES):
         raise UnknownNameError("dtype", dtype, ("auto", *DTYPES))
     if image_size is not None and image_size < 1:
@@ -114,7 +120,7 @@ def load_encoder(
         )
     encoder = encoder.to(target)
     _set_dtype(encoder, dtype)
-    return _at_layer(encoder, layer)
+    return _at_layer(feed(encoder, feeding), layer)
 
 
 def _open(source: str, image_size: int | None) -> Encoder:
