@@ -602,7 +602,7 @@ def encoders(
     if as_json:
         _print_json(rows)
         return
-    _print_table("encoders", rows, ["name", "family", "source", "licence", "parameters", "description"])
+    _print_table("encoders", rows, ["name", "family", "source", "licence", "parameters", "weights", "description"])
 
 
 @assets_app.command("calvin")
@@ -637,12 +637,23 @@ def check_environment(env: Annotated[str, typer.Argument(help="Environment id.")
 
 
 @check_app.command("encoder")
-def check_encoder_contract(encoder: Annotated[str, typer.Argument(help="Name, folder or hub id.")]) -> None:
-    """Check an encoder against the contract; all problems at once."""
+def check_encoder_contract(
+    encoder: Annotated[str, typer.Argument(help="Name, folder or hub id.")], as_json: Json = False
+) -> None:
+    """Check an encoder against the contract, all problems at once, and time it."""
     from latentgym.encoders import load_encoder
-    from latentgym.encoders.conformance import check_encoder
+    from latentgym.encoders.conformance import check_encoder, frames_per_second
 
-    _report_problems(encoder, check_encoder(load_encoder(encoder)))
+    opened = load_encoder(encoder)
+    problems = check_encoder(opened)
+    speed = None if problems else round(frames_per_second(opened), 1)
+    if as_json:
+        print(json.dumps({"encoder": encoder, "problems": problems, "frames_per_second": speed}, indent=1))
+        if problems:
+            raise typer.Exit(1)
+        return
+    _report_problems(encoder, problems)
+    print(f"{speed} frames/s on {opened.device}")
 
 
 def _report_problems(name: str, problems: list[str]) -> None:

@@ -8,21 +8,26 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from latentgym.encoders.autoencoders import CLASSES, check_class, is_autoencoder
 from latentgym.encoders.huggingface import ARCHITECTURES, check_weights, model_type_of
 from latentgym.encoders.objectives import OBJECTIVES
+from latentgym.encoders.published import published_rows
 from latentgym.encoders.registry import encoder_names, find_factory, load_encoder
 from latentgym.encoders.small import load_small_encoder
 from latentgym.errors import LatentGymError
 
 # Built-in names whose encoder takes no time to make, so that its spec can be shown.
+_COLUMNS = ("family", "source", "licence", "parameters", "image_size", "weights", "description")
 _LIGHT = ("pixels", "proprio", "random", "state")
 
 
 def list_encoders() -> list[dict[str, Any]]:
-    """One mapping per encoder: ``name``, ``family``, ``source``, ``licence``, ``parameters`` and ``description``.
+    """One mapping per encoder: ``name``, ``family``, ``source``, ``licence``, ``parameters``, ``image_size``, ``weights``
+    and ``description``.
 
-    Registered names come first, then the objectives that small encoders are pretrained with, then the model classes
-    of transformers that a folder or hub id may hold. ``None`` where it depends on the weights.
+    Registered names come first, then the objectives that small encoders are pretrained with, published encoders by
+    family, and the model classes of transformers and diffusers that a folder or hub id may hold. ``None`` where it
+    depends on the weights; ``weights`` says of published ones whether they are here or to be downloaded.
 
     >>> [row["name"] for row in list_encoders()][:2]
     ['pixels', 'proprio']
@@ -32,9 +37,15 @@ def list_encoders() -> list[dict[str, Any]]:
         _row(name, family=name, source=kind.source, description=f"Pretrained here: {_first_line(kind)}")
         for name, kind in OBJECTIVES.items()
     ]
+    rows += published_rows()
     rows += [
         _row(architecture.model_class, family=architecture.family, description="A transformers folder or hub id.")
         for architecture in ARCHITECTURES.values()
+    ]
+    families = {False: "pixel_autoencoder", True: "video_autoencoder"}
+    rows += [
+        _row(name, family=families[video], description="A diffusers folder or hub id.")
+        for name, video in CLASSES.items()
     ]
     return rows
 
@@ -73,6 +84,8 @@ def find_encoders(folder: Path | str) -> tuple[dict[str, str], dict[str, str]]:
         try:
             if (path / "encoder.json").exists():
                 load_small_encoder(path)
+            elif is_autoencoder(path):
+                check_class(path)
             else:
                 model_type_of(path)
                 check_weights(path)
@@ -98,7 +111,7 @@ def _registered(name: str) -> dict[str, Any]:
 
 
 def _row(name: str, **facts: Any) -> dict[str, Any]:
-    empty: Mapping[str, Any] = dict.fromkeys(("family", "source", "licence", "parameters", "description"))
+    empty: Mapping[str, Any] = dict.fromkeys(_COLUMNS)
     return {"name": name, **empty, **facts}
 
 

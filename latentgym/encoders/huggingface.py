@@ -1,4 +1,4 @@
-"""Transformers folders and hub ids: DINOv2, DINOv3, I-JEPA, ViT-MAE, SigLIP, SigLIP 2, CLIP, VideoMAE, V-JEPA 2, VideoPrism.
+"""Transformers folders and hub ids: DINOv2 and 3, I-JEPA, MAE, SigLIP 1 and 2, CLIP, VideoMAE, V-JEPA 2, VideoPrism.
 
 Sources: DINOv2 (arXiv 2304.07193), registers (2309.16588), DINOv3 (2508.10104), I-JEPA (2301.08243), MAE (2111.06377),
 SigLIP (2303.15343), SigLIP 2 (2502.14786), CLIP (2103.00020), VideoMAE (2203.12602), V-JEPA 2 (2506.09985), VideoPrism
@@ -216,7 +216,7 @@ class HuggingFaceEncoder(FrozenEncoder):
 
 
 def load_folder(folder: Path, *, image_size: int | None = None, source: str = "", revision: str = "") -> FrozenEncoder:
-    """Open a folder that ``save_pretrained`` wrote, in float32 on the CPU.
+    """Open a folder that ``save_pretrained`` of transformers or diffusers wrote, in float32 on the CPU.
 
     Args:
         folder: holds ``config.json``, safetensors weights and, where published, ``preprocessor_config.json``.
@@ -229,6 +229,11 @@ def load_folder(folder: Path, *, image_size: int | None = None, source: str = ""
     Raises:
         LatentGymError: if the folder is incomplete or damaged, or holds an architecture that is not supported.
     """
+    if "_class_name" in _config(folder):
+        # Imported here because that module reads folders with the help of this one.
+        from latentgym.encoders.autoencoders import load_autoencoder
+
+        return load_autoencoder(folder, image_size=image_size, source=source, revision=revision)
     model_type = model_type_of(folder)
     architecture = ARCHITECTURES[model_type]
     check_weights(folder)
@@ -265,19 +270,19 @@ def load_hub(hub_id: str, *, image_size: int | None = None) -> FrozenEncoder:
     return load_folder(folder, image_size=image_size, source=repository, revision=folder.name)
 
 
-def check_weights(folder: Path) -> None:
+def check_weights(folder: Path, name: str = "model.safetensors") -> None:
     """Check that the safetensors of ``folder`` are all there and whole, without reading the tensors.
 
     Raises:
         LatentGymError: if there are none.
         CorruptDataError: if one is missing or truncated.
     """
-    index = folder / "model.safetensors.index.json"
+    index = folder / f"{name}.index.json"
     if index.is_file():
         weight_map = read_json(index).get("weight_map", {})
-        files = sorted({folder / name for name in weight_map.values()})
+        files = sorted({folder / file for file in weight_map.values()})
     else:
-        files = [folder / "model.safetensors"]
+        files = [folder / name]
     missing = [file.name for file in files if not file.is_file()]
     if missing:
         pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))

@@ -18,6 +18,7 @@ from latentgym.encoders.baselines import PixelEncoder, VectorEncoder
 from latentgym.encoders.contract import Encoder, EncoderSpec
 from latentgym.encoders.feeding import FEEDINGS, feed
 from latentgym.encoders.frozen import FrozenEncoder
+from latentgym.encoders.published import PUBLISHED
 from latentgym.errors import LatentGymError, UnknownNameError
 
 ENTRY_POINT_GROUP = "latentgym.encoders"
@@ -87,8 +88,8 @@ def load_encoder(
 
     Args:
         source: a registered name (``"pixels"``, ``"proprio"``, ``"state"``, ``"random"``, ``"random:<seed>"``,
-            ``"timm:<model>"``, ``"timm:<model>@<checkpoint>"``, see :func:`encoder_names`); the folder of a pretrained
-            small encoder; a transformers folder; or a hub id, ``"owner/name"`` or ``"owner/name@revision"``.
+            ``"timm:<model>"``, ``"timm:<model>@<checkpoint>"``, see :func:`encoder_names`); a published encoder's short
+            name (``"dinov2-s"``, see ``latentgym encoders``); the folder of a pretrained small encoder; a transformers folder; or a hub id, ``"owner/name"`` or ``"owner/name@revision"``.
         image_size: side in pixels that frames are resized to; the encoder's own by default.
         layer: block that ``encode`` reads by default, counted from 0; ``-1`` is the encoder's output.
         feeding: how a video encoder is given its frames: ``"native"``, ``"duplicated"`` or ``"causal"``, see
@@ -128,6 +129,12 @@ def _open(source: str, image_size: int | None) -> Encoder:
     factory = find_factory(name)
     if factory is not None:
         return factory(argument, image_size=image_size)
+    if source in PUBLISHED:
+        from latentgym.encoders.huggingface import load_hub
+
+        encoder = load_hub(PUBLISHED[source].hub_id, image_size=image_size)
+        encoder.spec = dataclasses.replace(encoder.spec, name=source, licence=PUBLISHED[source].licence)
+        return encoder
     folder = Path(source).expanduser()
     if folder.is_dir():
         return _open_folder(folder, image_size)
@@ -140,7 +147,10 @@ def _open(source: str, image_size: int | None) -> Encoder:
     if "/" in source:
         raise LatentGymError(f"there is no encoder folder {source}")
     raise UnknownNameError(
-        "encoder", source, encoder_names(), "(or a folder of weights, a hub id 'owner/name', or 'timm:<model>')"
+        "encoder",
+        source,
+        [*encoder_names(), *PUBLISHED],
+        "(or a folder of weights, a hub id 'owner/name', or 'timm:<model>')",
     )
 
 

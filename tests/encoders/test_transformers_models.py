@@ -107,7 +107,7 @@ def test_equals_the_library(folders, name):
 def test_blocks_equal_the_hidden_states_of_the_library(folders, name):
     encoder = load_encoder(folders / name, device="cpu")
     model, kept = tiny(name), []
-    blocks = [m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == 3][0]
+    blocks = next(m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == 3)
     blocks[1].register_forward_hook(lambda _m, _a, out: kept.append(out[0] if isinstance(out, tuple) else out))
     library_output(name, model, encoder.prepare(torch.as_tensor(clip_for(encoder))))
     latents, last = encoder.encode_layers(clip_for(encoder), [1, -1])

@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from latentgym.encoders import check_encoder, find_encoders, list_encoders, load_encoder
+from latentgym.encoders.autoencoders import CLASSES
+from latentgym.encoders.published import PUBLISHED
+from latentgym.encoders.torchvision_fallback import ensure_torchvision
+from latentgym.errors import CorruptDataError, LatentGymError
+
+ensure_torchvision()
+diffusers = pytest.importorskip("diffusers")
+
+CONFIGS = {
+    "AutoencoderKL": {
+        "block_out_channels": (8, 8),
+        "down_block_types": ("DownEncoderBlock2D",) * 2,
+        "up_block_types": ("UpDecoderBlock2D",) * 2,
+        "norm_num_groups": 4,
+        "sample_size": 32,
+    },
+    "AutoencoderTiny": {
+        "encoder_block_out_channels": (8, 8),
+        "decoder_block_out_channels": (8, 8),
+        "num_encoder_blocks": (1, 1),
+        "num_decoder_blocks": (1, 1),
+    },
+    "AutoencoderKLCosmos": {
+        "latent_channels": 4,
+        "encoder_block_out_channels": (8, 8, 8, 8),
+        "decode_block_out_channels": (8, 8, 8, 8),
+        "attention_resolutions": (8,),
+        "resolution": 64,
+        "num_layers": 1,
+        "patch_size": 4,
+        "spatial_compression_ratio": 4,
+        "temporal_compression_ratio": 4,
+    },
+    "AutoencoderKLWan": {
+        "base_dim": 4,
+        "z_dim": 4,
+        "dim_mult": [1, 1, 1, 1],
+        "num_res_blocks": 1,
+        "temperal_downsample": [False, True, True],
+    },
+    "AutoencoderKLLTXVideo": {
+        "latent_channels": 8,
+        "block_out_channels": (8, 8, 8, 8),
+        "decoder_block_out_channels": (8, 8, 8, 8),
+        "layers_per_block": (1, 1, 1, 1, 1),
+        "decoder_layers_per_block": (1, 1, 1, 1, 1),
+        "spatio_temporal_scaling": (True, True, False, False),
+        "decoder_spatio_temporal_scaling": (True, True, False, False),
+        "decoder_inject_noise": (False,) * 5,
+        "patch_size": 1,
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("diffusers")
+    for name, config in CONFIGS.items():
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            getattr(diffusers, name)(**config).eval().save_pretrained(root / name)
+    return root
+
+
+def test_every_class_is_swept():
+    assert set(CONFIGS) == set(CLASSES)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_equals_the_library_and_keeps_the_contract(folders, name):
+    encoder = load_encoder(folders / name, device="cpu", image_size=64)
+    shape = (2, encoder.spec.clip_length, 64, 64, 3)
+    clip = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    latents = encoder.encode(clip)
+    pixels = torch.from_numpy(clip).float().permute(0, 4, 1, 2, 3) / 127.5 - 1
+    model = getattr(diffusers, name).from_pretrained(folders / name).eval()
+    with torch.inference_mode():
+        output = model.encode(pixels if CLASSES[name] else pixels[:, :, 0])
+    maps = output.latents if name == "AutoencoderTiny" else output.latent_dist.mode()
+    maps = maps if CLASSES[name] else maps[:, :, None]
+    expected = torch.stack([maps[:, :, t].flatten(2).transpose(1, 2) for t in range(maps.shape[2])], dim=1)
+    torch.testing.assert_close(latents.tokens, expected, atol=1e-4, rtol=0)
+    if CLASSES[name]:
+        assert latents.times.tolist() == [0, 4, 8]
+    assert check_encoder(encoder) == []
+
+
+def test_sizes_and_damage(folders, tmp_path):
+    assert load_encoder(folders / "AutoencoderKL").spec.image_size == 32
+    assert load_encoder(folders / "AutoencoderTiny").spec.image_size == 256
+    with pytest.raises(LatentGymError, match="no multiple of its spatial stride of 2"):
+        load_encoder(folders / "AutoencoderKL", image_size=33)
+    found, skipped = find_encoders(folders)
+    assert set(found) == set(CONFIGS) and not skipped
+    config = json.loads((folders / "AutoencoderKL" / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CorruptDataError, match=r"expected diffusion_pytorch_model\.safetensors"):
+        load_encoder(tmp_path)
+    state = load_file(folders / "AutoencoderKL" / "diffusion_pytorch_model.safetensors")
+    del state["encoder.conv_in.weight"]
+    save_file(state, tmp_path / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(LatentGymError, match=r"weights of AutoencoderKL are missing .*encoder\.conv_in\.weight"):
+        load_encoder(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({**config, "_class_name": "VQModel"}))
+    with pytest.raises(LatentGymError, match="class VQModel of diffusers is not supported"):
+        load_encoder(tmp_path)
+
+
+def test_published_names_are_listed_with_classes_that_can_be_opened():
+    rows = {row["name"]: row for row in list_encoders()}
+    for name, entry in PUBLISHED.items():
+        assert entry.model_class in rows, entry
+        assert rows[name]["licence"] and rows[name]["parameters"] > 0
+        assert rows[name]["weights"] in ("here", "to download")
+
+
+def test_a_published_name_opens_from_the_hub_cache(folders, tmp_path, monkeypatch):
+    snapshot = tmp_path / "models--madebyollin--taesd" / "snapshots" / "0123abcd"
+    snapshot.parent.mkdir(parents=True)
+    snapshot.symlink_to(folders / "AutoencoderTiny")
+    refs = tmp_path / "models--madebyollin--taesd" / "refs"
+    refs.mkdir()
+    (refs / "main").write_text("0123abcd")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    spec = load_encoder("taesd").spec
+    assert (spec.name, spec.source, spec.revision, spec.licence) == ("taesd", "madebyollin/taesd", "0123abcd", "MIT")
+    assert next(row for row in list_encoders() if row["name"] == "taesd")["weights"] == "here"
+    with pytest.raises(LatentGymError, match=r"could not be downloaded.*put them into one folder"):
+        load_encoder("sd-vae")
