@@ -45,7 +45,8 @@ class AutoencoderEncoder(FrozenEncoder):
         batch, time = clip.shape[:2]
         clip = clip.to(self.dtype)
         if self.spec.clip_length == 1:
-            maps = encode_maps(self.model, clip.flatten(0, 1)).unflatten(0, (batch, time))
+            maps = encode_maps(self.model, clip.flatten(0, 1))
+            maps = maps.reshape(batch, time, *maps.shape[1:])
             return Latents(maps.float().flatten(3).transpose(2, 3), torch.arange(time), layer)
         if time != self.spec.clip_length:
             raise LatentGymError(

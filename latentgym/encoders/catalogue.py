@@ -22,8 +22,7 @@ _LIGHT = ("pixels", "proprio", "random", "state")
 
 
 def list_encoders() -> list[dict[str, Any]]:
-    """One mapping per encoder: ``name``, ``family``, ``source``, ``licence``, ``parameters``, ``image_size``, ``weights``
-    and ``description``.
+    """One mapping per encoder: ``name``, ``family``, ``source``, ``licence``, ``parameters``, ``image_size`` and more.
 
     Registered names come first, then the objectives that small encoders are pretrained with, published encoders by
     family, and the model classes of transformers and diffusers that a folder or hub id may hold. ``None`` where it

@@ -204,7 +204,7 @@ class HuggingFaceEncoder(FrozenEncoder):
             return {"pixel_values": pixels, "noise": noise, **self._options}
         if self.inputs == "patches":
             side = self.spec.image_size // rows
-            patches = pixels.unflatten(3, (columns, side)).unflatten(2, (rows, side)).permute(0, 2, 4, 3, 5, 1)
+            patches = pixels.reshape(len(pixels), 3, rows, side, columns, side).permute(0, 2, 4, 3, 5, 1)
             return {
                 "pixel_values": patches.flatten(3).flatten(1, 2),
                 "pixel_attention_mask": torch.ones(
@@ -264,7 +264,8 @@ def load_hub(hub_id: str, *, image_size: int | None = None) -> FrozenEncoder:
     repository = hub_id.partition("@")[0]
     folder = fetch_snapshot(
         hub_id,
-        f"fetch config.json, model.safetensors and preprocessor_config.json of https://huggingface.co/{repository} "
+        "fetch config.json, model.safetensors (of an autoencoder diffusion_pytorch_model.safetensors) and "
+        f"preprocessor_config.json of https://huggingface.co/{repository} "
         "elsewhere, put them into one folder and pass that folder",
     )
     return load_folder(folder, image_size=image_size, source=repository, revision=folder.name)

@@ -100,7 +100,7 @@ def test_folder_that_holds_no_encoder(tmp_path):
 
 def test_hub_id_without_network_says_which_files_to_put_where(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(LatentGymError, match=r"config\.json, model\.safetensors and .*huggingface\.co/owner/name"):
+    with pytest.raises(LatentGymError, match=r"config\.json, model\.safetensors .*huggingface\.co/owner/name"):
         load_encoder("owner/name@main")
 
 
