@@ -423,7 +423,7 @@ def _own_size(folder: Path, architecture: Architecture, config: Mapping[str, Any
     """The side that the position embeddings were made for."""
     if architecture.size_key:
         return _side(config[architecture.size_key], folder)
-    return round(float(config["num_patches"]) ** 0.5) * _patch(config, folder)
+    return int(float(config["num_patches"]) ** 0.5 + 0.5) * _patch(config, folder)
 
 
 def _preprocessor(folder: Path) -> dict[str, Any]:

@@ -89,8 +89,8 @@ def load_encoder(
     Args:
         source: a registered name (``"pixels"``, ``"proprio"``, ``"state"``, ``"random"``, ``"random:<seed>"``,
             ``"timm:<model>"``, ``"timm:<model>@<checkpoint>"``, see :func:`encoder_names`); a published encoder's short
-            name (``"dinov2-s"``, see ``latentgym encoders``); the folder of a pretrained small encoder; a transformers or
-            diffusers folder; or a hub id,
+            name (``"dinov2-s"``, see ``latentgym encoders``); the folder of a pretrained small encoder; a transformers
+            or diffusers folder; or a hub id,
             ``"owner/name"`` or ``"owner/name@revision"``.
         image_size: side in pixels that frames are resized to; the encoder's own by default.
         layer: block that ``encode`` reads by default, counted from 0; ``-1`` is the encoder's output.
