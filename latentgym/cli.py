@@ -545,6 +545,30 @@ def link(
 
 
 @app.command()
+def power(
+    effect: Annotated[float, typer.Option(help="Smallest difference of success rates that matters, such as 0.1.")],
+    rate: Annotated[float, typer.Option(help="Success rate of the first policy.")] = 0.5,
+    target: Annotated[float, typer.Option("--power", help="Probability of finding the difference.")] = 0.8,
+    level: Annotated[float, typer.Option(help="Confidence level of the two-sided test.")] = 0.95,
+    paired: Annotated[bool, typer.Option("--paired", help="Both policies start from the same initial states.")] = False,
+    correlation: Annotated[float, typer.Option(help="Correlation between the outcomes of a pair.")] = 0.0,
+    as_json: Json = False,
+) -> None:
+    """Say how many episodes it takes to tell two success rates apart."""
+    from dataclasses import asdict
+
+    from latentgym.statistics import required_episodes
+
+    plan = required_episodes(effect, rate=rate, power=target, level=level, paired=paired, correlation=correlation)
+    if as_json:
+        _print_json(asdict(plan))
+        return
+    test = f"exact McNemar on pairs, correlation {correlation:g}" if paired else "Barnard, independent episodes"
+    print(f"{plan.episodes} episodes per policy find {rate:g} against {rate + effect:g}")
+    print(f"with probability {plan.power:.3f} at the {level:.0%} level ({test}; {plan.method})")
+
+
+@app.command()
 def study(
     source: Annotated[str, typer.Argument(help="quickstart, smoke, standard, paper, or a TOML file.")],
     out: Out,

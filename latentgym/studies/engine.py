@@ -29,7 +29,7 @@ from latentgym.artifacts import atomic_directory, content_key, disk_errors, read
 from latentgym.errors import LatentGymError
 from latentgym.workers import follow_parent
 
-GROUND = ("statistics.py", "corruptions.py", "seeding.py", "artifacts.py", "results.py")
+GROUND = ("statistics", "corruptions.py", "seeding.py", "artifacts.py", "results.py")
 ROOMS_OF_KIND = {
     "data": ("trajectories",),
     "record": ("trajectories", "envs"),
@@ -96,8 +96,9 @@ class CellRecord:
 def code_digest(rooms: tuple[str, ...]) -> str:
     """SHA-256 over the syntax trees of ``rooms`` and the ground floor, without docstrings and comments."""
     package = Path(str(resources.files("latentgym")))
-    paths = [package / name for name in GROUND] + [package / "studies" / "cells.py"]
-    paths += [path for room in rooms for path in sorted((package / room).rglob("*.py"))]
+    paths = [package / "studies" / "cells.py"]
+    for name in (*GROUND, *rooms):
+        paths += [package / name] if name.endswith(".py") else sorted((package / name).rglob("*.py"))
     digest = hashlib.sha256()
     for path in paths:
         if path.is_file():

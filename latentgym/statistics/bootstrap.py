@@ -1,0 +1,122 @@
+"""Bootstraps over nested and crossed clusters, and the robust mean of Agarwal et al. 2021."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from latentgym.errors import LatentGymError
+from latentgym.seeding import numpy_generator
+from latentgym.statistics.checks import check_level
+
+Floats = NDArray[np.float64]
+
+
+def interquartile_mean(values: ArrayLike) -> float:
+    """Mean of the middle half, quarter weights at the ends included (Agarwal et al. 2021)."""
+    x = np.sort(np.asarray(values, dtype=np.float64).ravel())
+    if x.size == 0:
+        raise LatentGymError("interquartile_mean: expected at least one value")
+    edges = np.arange(x.size + 1) / x.size
+    weights = np.clip(np.minimum(edges[1:], 0.75) - np.maximum(edges[:-1], 0.25), 0.0, None)
+    return float((x * weights).sum() / weights.sum())
+
+
+def hierarchical_bootstrap(
+    levels: Sequence[Sequence[Any]], replicates: int, generator: np.random.Generator
+) -> NDArray[np.intp]:
+    """Indices that resample nested clusters with replacement, the outermost first.
+
+    Every level is resampled within the cluster drawn above it (families, then the pretraining runs of each family);
+    items that agree on all levels (checkpoints of one run) are kept together.
+
+    Args:
+        levels: labels per item, one sequence of length N for each level, outermost first.
+        replicates: number of resamples R.
+        generator: source of all randomness.
+
+    Returns:
+        ``(R, M)`` intp: items of each resample, padded on the right with -1 where clusters differ in size.
+    """
+    labels = [tuple(level) for level in levels]
+    if not labels or len({len(level) for level in labels}) != 1 or not labels[0]:
+        raise LatentGymError(
+            "hierarchical_bootstrap: expected one label per item on every level, and at least one item"
+        )
+    drawn = _draw(np.arange(len(labels[0])), labels, replicates, generator)
+    drawn = np.take_along_axis(drawn, np.argsort(drawn < 0, axis=1, kind="stable"), axis=1)
+    return drawn[:, : int((drawn >= 0).sum(axis=1).max(initial=1))]
+
+
+def _draw(
+    items: NDArray[np.intp], levels: list[tuple[Any, ...]], count: int, generator: np.random.Generator
+) -> NDArray[np.intp]:
+    if not levels:
+        return np.tile(items, (count, 1))
+    names = list(dict.fromkeys(levels[0][i] for i in items))
+    clusters = [np.array([i for i in items if levels[0][i] == name], dtype=np.intp) for name in names]
+    choice = generator.integers(len(clusters), size=(count, len(clusters)))
+    blocks = [_draw(cluster, levels[1:], int((choice == c).sum()), generator) for c, cluster in enumerate(clusters)]
+    width = max(block.shape[1] for block in blocks)
+    drawn = np.full((count, len(clusters), width), -1, dtype=np.intp)
+    for c, block in enumerate(blocks):
+        drawn[choice == c, : block.shape[1]] = block
+    return drawn.reshape(count, -1)
+
+
+def crossed_bootstrap_means(
+    outcomes: ArrayLike, replicates: int, *, rows: np.random.Generator, columns: np.random.Generator
+) -> Floats:
+    """Means of resampled rows (policy seeds) crossed with resampled columns (initial states).
+
+    Encoders stay paired over initial states when each call gets a ``columns`` generator of the same seed.
+
+    Args:
+        outcomes: ``(P, N)`` outcomes.
+        replicates: number of resamples R.
+        rows: generator that resamples the P rows.
+        columns: generator that resamples the N columns.
+
+    Returns:
+        ``(R,)`` float64.
+    """
+    table = np.asarray(outcomes, dtype=np.float64)
+    chosen_rows = _counts(rows, table.shape[0], replicates)
+    chosen_columns = _counts(columns, table.shape[1], replicates)
+    return np.asarray(((chosen_rows @ table) * chosen_columns).sum(axis=1) / table.size)
+
+
+def crossed_bootstrap_interval(
+    outcomes: ArrayLike, *, seed: int = 0, replicates: int = 2000, level: float = 0.95
+) -> tuple[float, float]:
+    """Interval of the mean success over policy seeds and initial states, both resampled.
+
+    Args:
+        outcomes: ``(P, N)`` outcomes of P policy seeds on the same N initial states.
+        seed: seed of the bootstrap.
+        replicates: number of resamples.
+        level: confidence level.
+    """
+    rows, columns = (numpy_generator(seed, "crossed_bootstrap", side) for side in ("rows", "columns"))
+    means = crossed_bootstrap_means(outcomes, replicates, rows=rows, columns=columns)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def percentile_interval(values: ArrayLike, level: float = 0.95) -> tuple[float, float] | tuple[None, None]:
+    """Percentile interval of bootstrap replicates; ``(None, None)`` where fewer than half of them are defined."""
+    check_level(level)
+    x = np.asarray(values, dtype=np.float64).ravel()
+    defined = x[np.isfinite(x)]
+    if defined.size == 0 or defined.size < x.size / 2:
+        return None, None
+    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def _counts(generator: np.random.Generator, size: int, replicates: int) -> Floats:
+    """How often each of ``size`` items is drawn, per replicate."""
+    return generator.multinomial(size, np.full(size, 1 / size), size=replicates).astype(np.float64)

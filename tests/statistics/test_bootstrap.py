@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from latentgym.errors import LatentGymError
+from latentgym.statistics import (
+    crossed_bootstrap_interval,
+    crossed_bootstrap_means,
+    hierarchical_bootstrap,
+    interquartile_mean,
+    percentile_interval,
+    wilson_interval,
+)
+
+
+def test_interquartile_mean() -> None:
+    assert interquartile_mean(range(8)) == pytest.approx(scipy.stats.trim_mean(range(8), 0.25))
+    # Six values: half of the second and of the fifth belong to the middle half.
+    assert interquartile_mean([0, 1, 2, 3, 10, 100]) == pytest.approx((0.5 * 1 + 2 + 3 + 0.5 * 10) / 3)
+    assert interquartile_mean([5]) == 5
+
+
+def test_hierarchical_bootstrap_keeps_clusters_together() -> None:
+    families = ["a", "a", "a", "b", "c", "c"]
+    runs = ["a1", "a1", "a2", "b1", "c1", "c2"]
+    drawn = hierarchical_bootstrap([families, runs], 500, np.random.default_rng(0))
+    assert drawn.shape[0] == 500
+    for row in drawn:
+        items = row[row >= 0]
+        # Both checkpoints of run a1 or neither.
+        assert (items == 0).sum() == (items == 1).sum()
+        # Three families are drawn, each bringing as many runs as it has.
+        size = {"a": 2, "b": 1, "c": 2}
+        drawn_runs = [families[i] for i in items if i != 1]
+        counts = {name: drawn_runs.count(name) / size[name] for name in size}
+        assert sum(counts.values()) == 3
+        assert all(count == int(count) for count in counts.values())
+
+
+def test_hierarchical_bootstrap_is_fair_to_families_and_reproducible() -> None:
+    levels = [["a", "b", "b", "b"], ["a", "b1", "b2", "b3"]]
+    drawn = hierarchical_bootstrap(levels, 4000, np.random.default_rng(3))
+    assert np.mean((drawn == 0).sum(axis=1)) == pytest.approx(1, abs=0.05)
+    assert np.mean((drawn == 2).sum(axis=1)) == pytest.approx(1, abs=0.1)
+    assert np.array_equal(drawn, hierarchical_bootstrap(levels, 4000, np.random.default_rng(3)))
+    with pytest.raises(LatentGymError, match="every level"):
+        hierarchical_bootstrap([["a"], ["a", "b"]], 1, np.random.default_rng(0))
+
+
+def test_crossed_bootstrap_is_wider_than_one_over_trials_alone() -> None:
+    rng = np.random.default_rng(0)
+    policy = np.array([0.2, 0.8, 0.5])[:, None]
+    table = rng.random((3, 100)) < policy
+    low, high = crossed_bootstrap_interval(table)
+    wilson = wilson_interval(int(table.sum()), table.size)
+    assert low < table.mean() < high
+    assert high - low > 2 * (wilson[1] - wilson[0])
+
+
+def test_crossed_bootstrap_pairs_columns_of_one_seed() -> None:
+    first = np.random.default_rng(0).random((1, 40)) < 0.5
+    means = [
+        crossed_bootstrap_means(t, 200, rows=np.random.default_rng(r), columns=np.random.default_rng(7))
+        for r, t in ((1, first), (2, ~first))
+    ]
+    assert means[0] + means[1] == pytest.approx(np.ones(200))
+
+
+def test_percentile_interval() -> None:
+    assert percentile_interval(np.arange(1001), 0.9) == pytest.approx((50, 950))
+    assert percentile_interval([np.nan, np.nan, 1.0]) == (None, None)
