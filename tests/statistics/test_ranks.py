@@ -116,11 +116,10 @@ def test_split_half_reliability_predicts_the_correlation_of_whole_tests() -> Non
 
 
 def test_mmrv_agrees_with_simpler() -> None:
-    # SIMPLER (arXiv 2405.05941), "Pick Coke Can", averages of real and of visual matching: MMRV 0.031, Pearson 0.976.
+    # SIMPLER (arXiv 2405.05941), "Pick Coke Can", averages of real and of visual matching: MMRV 0.031.
     real = [0.853, 0.920, 0.760, 0.907, 0.293, 0.133]
     simulated = [0.857, 0.710, 0.567, 0.787, 0.170, 0.027]
     assert mean_maximum_rank_violation(proxy=simulated, success=real) == pytest.approx(0.031, abs=5e-4)
-    assert pearson(simulated, real) == pytest.approx(0.976, abs=5e-4)
 
 
 @given(few_values, few_values)
