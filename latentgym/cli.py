@@ -475,6 +475,7 @@ def rollout(
         if video is not None:
             raise LatentGymError("calvin-chains writes no videos; leave out --video")
         _rollout_chains(policy, chains, seed, workers, _options(option), as_json)
+        return
     if corruption or severity:
         if video is not None:
             raise LatentGymError(
