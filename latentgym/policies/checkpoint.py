@@ -111,7 +111,8 @@ class CheckpointedPolicy(Policy):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if cls.kind:
+        # A subclass that only inherits its kind must not take the place of its parent.
+        if cls.__dict__.get("kind"):
             CheckpointedPolicy.kinds[cls.kind] = cls
 
     @abc.abstractmethod

@@ -156,6 +156,7 @@ class _Windows:
     Attributes:
         latents: ``(R, F)`` of every observation, the last of each episode included.
         targets: ``(N, A)`` actions.
+        intended: ``(N, A)`` actions that the demonstrators meant.
         windows: ``(N, history)`` rows of ``latents``, oldest first.
         chunks: ``(N, H)`` rows of ``targets``, the episode's last repeated.
         valid: ``(N, H)`` whether that action lies within the episode.
@@ -167,6 +168,7 @@ class _Windows:
 
     latents: NDArray[np.float32]
     targets: NDArray[np.float32]
+    intended: NDArray[np.float32]
     windows: NDArray[np.int64]
     chunks: NDArray[np.int64]
     valid: NDArray[np.bool_]
@@ -184,7 +186,8 @@ class _Windows:
         episodes = [dataset.episode(index, ()) for index in used]
         lengths = np.array([len(episode) for episode in episodes])
         # An inverse model is told what was executed; a policy what should have been.
-        targets = [episode.action if kind.learns_from_any_action else cloning_target(episode) for episode in episodes]
+        intended = [cloning_target(episode) for episode in episodes]
+        targets = [episode.action for episode in episodes] if kind.learns_from_any_action else intended
         latents = latents_of(dataset, encoder, used, CAUSAL, cache)
         single = latents_of(dataset, encoder, used, View("single"), cache) if condition == "goal" else None
         texts = None
@@ -198,6 +201,7 @@ class _Windows:
         return cls(
             latents=np.concatenate([latents[index] for index in used]),
             targets=np.concatenate(targets),
+            intended=np.concatenate(intended),
             windows=history_indices((lengths + 1).tolist(), history)[rows],
             chunks=offset + np.minimum(position, length - 1),
             valid=position < length,
@@ -237,7 +241,10 @@ def _fit(
 ) -> list[float]:
     device = head.mean.device
     inputs = head.prepare(torch.from_numpy(data.latents).to(device))
-    targets = (torch.from_numpy(data.targets).to(device) - head.action_mean) / head.action_scale
+    targets, intended = (
+        (torch.from_numpy(part).to(device) - head.action_mean) / head.action_scale
+        for part in (data.targets, data.intended)
+    )
     goals = None if data.goals is None else head.prepare(torch.from_numpy(data.goals).to(device))
     names = ("windows", "chunks", "last")
     windows, chunks, last = (torch.from_numpy(getattr(data, name)).to(device) for name in names)
@@ -252,7 +259,9 @@ def _fit(
         told = None if texts is None else texts[chosen]
         if goals is not None:
             told = goals[_later_rows(newest, last[chosen], noise)]
-        batch = Batch(inputs[windows[chosen]], inputs[newest + 1], valid[chosen], demonstrated[chosen], told)
+        batch = Batch(
+            inputs[windows[chosen]], inputs[newest + 1], valid[chosen], demonstrated[chosen], intended[chosen], told
+        )
         return batch, targets[chunks[chosen]]
 
     return fit(

@@ -17,6 +17,7 @@ from latentgym.policies import (
     train_convnet_policy,
     train_policy,
 )
+from latentgym.policies.checkpoint import CheckpointedPolicy
 from latentgym.trajectories import Dataset
 
 
@@ -51,6 +52,14 @@ def test_a_convnet_survives_saving(dataset: Dataset, tmp_path: Path) -> None:
     for one in (policy, again):
         one.reset(np.ones(3, bool))
     assert np.array_equal(policy.act(frames()), again.act(frames()))
+
+
+def test_a_subclass_does_not_replace_its_parent() -> None:
+    class Bold(ExpertPolicy):
+        pass
+
+    assert CheckpointedPolicy.kinds[ExpertPolicy.kind] is ExpertPolicy
+    assert Bold.kind == ExpertPolicy.kind
 
 
 def test_baselines_survive_saving(dataset: Dataset, tmp_path: Path) -> None:

@@ -140,7 +140,7 @@ def test_flow_matching_represents_two_good_actions() -> None:
     one = torch.ones(256, 1)
     for _ in range(400):
         targets = torch.randint(0, 2, (256, 1, 1), generator=generator) * 2.0 - 1
-        loss = head.loss(Batch(one[:, None], one, one, one[:, 0]), targets, generator)
+        loss = head.loss(Batch(one[:, None], one, one, one[:, 0], targets[:, 0]), targets, generator)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()

@@ -30,6 +30,7 @@ class Batch:
         following: ``(B, F')`` the latent that came after.
         valid: ``(B, H)`` float32, 1 where the action of the plan lies within the episode.
         demonstrated: ``(B,)`` float32, 1 where the behaviour is to be imitated.
+        intended: ``(B, A)`` standardised action that the demonstrator meant, before any noise was added to it.
         condition: ``(B, C)`` goal or instruction, or ``None``.
     """
 
@@ -37,6 +38,7 @@ class Batch:
     following: torch.Tensor
     valid: torch.Tensor
     demonstrated: torch.Tensor
+    intended: torch.Tensor
     condition: torch.Tensor | None = None
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch.func import functional_call
 
 from latentgym.errors import LatentGymError
 from latentgym.policies.heads.base import MIN_STEP_SCALE, Batch, LatentHead, masked_mean
@@ -20,7 +21,8 @@ class InverseDynamicsHead(LatentHead):
 
     The forward model sees the history and the condition (with a goal: its latent) and learns on demonstrations only;
     the inverse model sees two latents and learns on every training episode, with the executed action as its target.
-    Both losses are mean squared errors.
+    What follows a noisy demonstrator is mostly the noise, so the forward model is also asked that the action inferred
+    from its proposal be the intended one; the inverse model does not learn from that. All losses are mean squared errors.
 
     Args:
         hidden: widths of the hidden layers of each model.
@@ -53,17 +55,23 @@ class InverseDynamicsHead(LatentHead):
 
     def infer(self, latent: torch.Tensor, following: torch.Tensor) -> torch.Tensor:
         """Standardised action ``(B, A)`` that leads from one prepared latent ``(B, F')`` to another."""
-        inputs = torch.cat([latent, (following - latent) / self.step_scale], dim=1)
-        action: torch.Tensor = self.inverse_model(inputs)
+        action: torch.Tensor = self.inverse_model(self.pair(latent, following))
         return action
 
+    def pair(self, latent: torch.Tensor, following: torch.Tensor) -> torch.Tensor:
+        """Input of the inverse model ``(B, 2 F')``: a latent and the scaled step to another."""
+        return torch.cat([latent, (following - latent) / self.step_scale], dim=1)
+
     def loss(self, batch: Batch, targets: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """Sum of both models' losses."""
+        """Sum of the proposal's, the inference's and the intended action's losses."""
         newest = batch.history[:, -1]
-        proposed = (self.propose(batch.history, batch.condition) - batch.following) / self.step_scale
-        inferred = self.infer(newest, batch.following) - targets[:, 0]
-        imitated = masked_mean(proposed.square(), batch.demonstrated)
-        return imitated + inferred.square().mean()
+        proposal = self.propose(batch.history, batch.condition)
+        proposed = masked_mean(((proposal - batch.following) / self.step_scale).square(), batch.demonstrated)
+        inferred = (self.infer(newest, batch.following) - targets[:, 0]).square().mean()
+        frozen = {name: weight.detach() for name, weight in self.inverse_model.named_parameters()}
+        action = functional_call(self.inverse_model, frozen, (self.pair(newest, proposal),))
+        intended = masked_mean((action - batch.intended).square(), batch.demonstrated)
+        return proposed + inferred + intended
 
     def plan(
         self, history: torch.Tensor, condition: torch.Tensor | None = None, noise: torch.Tensor | None = None
