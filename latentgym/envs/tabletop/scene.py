@@ -21,7 +21,7 @@ _GANTRY = """
       <inertial pos="0 0 0" mass="0.1" diaginertia="0.0001 0.0001 0.0001"/>
       <body name="gantry_y">
         <joint name="gripper_y" type="slide" axis="0 1 0" range="{y}"/>
-        <geom type="cylinder" size="0.014 0.001" pos="0 0 0.001" mass="0.1" rgba="0.1 0.1 0.15 1"/>
+        <geom type="cylinder" size="0.03 0.001" pos="0 0 0.001" mass="0.1" rgba="0.1 0.1 0.15 1"/>
         <body name="gripper">
           <joint name="gripper_z" type="slide" axis="0 0 1" range="{z}"/>
           <geom type="box" size="0.071 0.008 0.022" pos="0 0.038 0.022" mass="0.2" rgba="{colour}" class="solid"/>
@@ -41,8 +41,8 @@ _PUCK = """
 _GOALS = {
     "target": """
     <body name="goal" mocap="true">
-      <geom type="sphere" size="0.026" rgba="0.05 0.75 0.15 1"/>
-      <geom type="cylinder" size="0.004 0.2" pos="0 0 -0.2" rgba="0.05 0.45 0.1 1"/>
+      <geom type="sphere" size="0.034" rgba="0.05 0.75 0.15 1"/>
+      <geom type="cylinder" size="0.009 0.2" pos="0 0 -0.2" rgba="0.05 0.45 0.1 1"/>
     </body>""",
     "pad": """
     <body name="goal" mocap="true">
