@@ -245,6 +245,7 @@ def test_intercept_needs_two_frames() -> None:
         last, previous = (history[max(index, 0)]["state"][where] for index in (len(history) - 1, len(history) - 2))
         return two(np.concatenate([last, last - previous]))
 
-    single, pair = success_rate(env, look_once, ROLLOUT_SEEDS), success_rate(env, look_twice, ROLLOUT_SEEDS)
+    seeds = range(3000, 3180)  # the gap of 60 episodes varies by a tenth
+    single, pair = success_rate(env, look_once, seeds), success_rate(env, look_twice, seeds)
     assert pair >= 0.85, (single, pair)
     assert single <= pair - 0.4, (single, pair)
