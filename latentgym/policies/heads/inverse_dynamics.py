@@ -22,7 +22,8 @@ class InverseDynamicsHead(LatentHead):
     The forward model sees the history and the condition (with a goal: its latent) and learns on demonstrations only;
     the inverse model sees two latents and learns on every training episode, with the executed action as its target.
     What follows a noisy demonstrator is mostly the noise, so the forward model is also asked that the action inferred
-    from its proposal be the intended one; the inverse model does not learn from that. All losses are mean squared errors.
+    from its proposal be the intended one; the inverse model does not learn from that. All losses are mean squared
+    errors.
 
     Args:
         hidden: widths of the hidden layers of each model.
