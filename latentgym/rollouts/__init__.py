@@ -4,7 +4,17 @@ from latentgym.rollouts.calvin_chains import ChainEvaluation, ChainRecord, evalu
 from latentgym.rollouts.chunks import EpisodeRecord
 from latentgym.rollouts.corruption import CorruptionReport, Drop, evaluate_corrupted
 from latentgym.rollouts.evaluate import Evaluation, Summary, evaluate, resolve_policy, rollout_seeds
-from latentgym.rollouts.link import LinkPoint, LinkRow, link, link_studies, read_points, write_points
+from latentgym.rollouts.link import (
+    LinkPoint,
+    LinkResult,
+    LinkRow,
+    ProxyRank,
+    analyse_link,
+    link,
+    link_studies,
+    read_points,
+    write_points,
+)
 from latentgym.rollouts.video import write_video
 
 __all__ = [
@@ -15,8 +25,11 @@ __all__ = [
     "EpisodeRecord",
     "Evaluation",
     "LinkPoint",
+    "LinkResult",
     "LinkRow",
+    "ProxyRank",
     "Summary",
+    "analyse_link",
     "evaluate",
     "evaluate_chains",
     "evaluate_corrupted",

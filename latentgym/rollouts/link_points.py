@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,6 +30,8 @@ class LinkPoint:
         proxy_replicates: bootstrap replicates over episodes per proxy, drawn alike for every encoder of an environment;
             a proxy without them is taken as exact.
         success: outcomes (0 or 1), one list per policy seed, all on the same initial states in the same order.
+        study: name of the study that measured it, where points of several are put together. Encoders are compared
+            within a study alone, for studies differ in data, demonstrations and initial states.
     """
 
     env: str
@@ -41,6 +44,7 @@ class LinkPoint:
     proxies: dict[str, float]
     proxy_replicates: dict[str, list[float]] = dataclasses.field(default_factory=dict)
     success: list[list[int]]
+    study: str = ""
 
     def __post_init__(self) -> None:
         lengths = {len(outcomes) for outcomes in self.success}
@@ -51,9 +55,26 @@ class LinkPoint:
             )
 
 
+def places_of(points: Sequence[LinkPoint]) -> dict[str, list[LinkPoint]]:
+    """Points by place: an environment of one study, named after the environment, and the study where others have it."""
+    keys = dict.fromkeys((point.study, point.env) for point in points)
+    shared = Counter(env for _, env in keys)
+    labels = {(study, env): env if shared[env] == 1 else f"{env} ({study})" for study, env in keys}
+    places: dict[str, list[LinkPoint]] = {label: [] for label in labels.values()}
+    for point in points:
+        places[labels[point.study, point.env]].append(point)
+    return places
+
+
 def write_points(path: str | Path, points: Sequence[LinkPoint]) -> None:
     """Write points as JSON, atomically."""
-    write_json(Path(path), {"schema": SCHEMA, "points": [dataclasses.asdict(point) for point in points]})
+    write_json(Path(path), {"schema": SCHEMA, "points": [_to_dict(point) for point in points]})
+
+
+def _to_dict(point: LinkPoint) -> dict[str, object]:
+    """The point's fields; a study's own file leaves out which study it is."""
+    fields = dataclasses.asdict(point)
+    return fields if point.study else {name: value for name, value in fields.items() if name != "study"}
 
 
 def read_points(path: str | Path) -> list[LinkPoint]:

@@ -1,14 +1,19 @@
-"""What the link resamples: families and runs of encoders, episodes behind a proxy, policy seeds and rollouts."""
+"""What the link resamples: families and runs of encoders, episodes behind a proxy, policy seeds and rollouts.
+
+Families are resampled for all studies together, since one family's encoders have their pretraining signal in common
+wherever they were trained; runs are resampled within the study that they belong to.
+"""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from latentgym.rollouts.link_points import LinkPoint
+from latentgym.rollouts.link_points import LinkPoint, places_of
 from latentgym.seeding import numpy_generator
 from latentgym.statistics import crossed_bootstrap_means, hierarchical_bootstrap
 
@@ -16,14 +21,15 @@ Floats = NDArray[np.float64]
 
 
 class Samples:
-    """One environment's points and R resamples of them; encoder resamples are shared by all environments.
+    """One place's points and R resamples of them; encoder resamples are shared by all places.
 
     Arrays over points have one column for every encoder run of the study, NaN where this environment lacks it.
 
     Args:
         points: one per run, ``None`` where this environment lacks it.
         families: family of each run.
-        env: environment id.
+        all_families: families of all places, in one order.
+        place: name of the place, see :func:`~latentgym.rollouts.link_points.places_of`.
         drawn: ``(R, M)`` runs of each resample, -1 where there is none.
         permutations: ``(R, N)`` run whose proxy each run gets under the null.
         seed: seed of everything that is resampled within the environment.
@@ -33,12 +39,14 @@ class Samples:
         self,
         points: Sequence[LinkPoint | None],
         families: Sequence[str],
-        env: str,
+        all_families: Sequence[str],
+        place: str,
         drawn: NDArray[np.intp],
         permutations: NDArray[np.intp],
         seed: int,
     ) -> None:
-        self.points, self.families, self.env = points, families, env
+        self.points, self.families, self.place = points, families, place
+        self.all_families = all_families
         self._drawn, self._permutations, self._seed = drawn, permutations, seed
         self._replicates = len(drawn)
         self.success = self._column([None if p is None else float(np.mean(p.success)) for p in points])
@@ -70,7 +78,7 @@ class Samples:
     def _drawn_proxy(self, name: str) -> Floats:
         """The proxy over resampled runs and, where replicates are known, resampled episodes: ``(R, M)``."""
         # One draw for all encoders keeps them paired over episodes.
-        uniform = numpy_generator(self._seed, "episodes", self.env).random(self._replicates)
+        uniform = numpy_generator(self._seed, "episodes", self.place).random(self._replicates)
         values = np.repeat(self.proxy(name)[None], self._replicates, axis=0)
         for column, point in enumerate(self.points):
             known = [] if point is None else point.proxy_replicates.get(name, [])
@@ -83,7 +91,7 @@ class Samples:
         """Success rates over resampled runs, policy seeds and rollouts, ``(R, M)``."""
         values = np.full((self._replicates, len(self.points)), np.nan)
         for column, outcomes, rows in self._outcomes("success"):
-            columns = numpy_generator(self._seed, "rollouts", self.env, outcomes.shape[1])
+            columns = numpy_generator(self._seed, "rollouts", self.place, outcomes.shape[1])
             values[:, column] = crossed_bootstrap_means(outcomes, self._replicates, rows=rows, columns=columns)
         return self.take(values)
 
@@ -115,7 +123,7 @@ class Samples:
 
     def _half_weights(self, rollouts: int, resample: bool) -> tuple[Floats, Floats]:
         """Weight of every rollout in each half, ``(R, n)``; the halves are equally large, one rollout may be left."""
-        generator = numpy_generator(self._seed, "halves", self.env, rollouts)
+        generator = numpy_generator(self._seed, "halves", self.place, rollouts)
         order = np.argsort(generator.random((self._replicates, rollouts)), axis=1)
         size = rollouts // 2
         halves = []
@@ -132,45 +140,81 @@ class Samples:
         """Column, outcomes ``(P, n)`` and a generator of its own for each point's policy seeds."""
         for column, p in enumerate(self.points):
             if p is not None:
-                name = (p.env, p.encoder, p.seed, str(p.checkpoint))
+                name = (self.place, p.encoder, p.seed, str(p.checkpoint))
                 yield column, np.asarray(p.success, np.float64), numpy_generator(self._seed, use, *name)
 
 
-def draw_samples(points: Sequence[LinkPoint], envs: Sequence[str], *, seed: int, replicates: int) -> list[Samples]:
-    """Resample the encoders of all environments together.
+def draw_samples(points: Sequence[LinkPoint], *, seed: int, replicates: int) -> list[Samples]:
+    """Resample the encoders of all places together.
 
     Args:
-        points: the points of one scope.
-        envs: environments, one result each.
+        points: the points of one scope, at least one.
         seed: seed of all resampling.
         replicates: number of resamples R.
+
+    Returns:
+        One per place, in the order of :func:`~latentgym.rollouts.link_points.places_of`.
     """
-    runs = list(dict.fromkeys(_run(point) for point in points))
-    families = [family for family, _, _ in runs]
-    drawn = hierarchical_bootstrap(
-        [families, [run for _, run, _ in runs]], replicates, numpy_generator(seed, "link", "encoders")
-    )
-    permutations = _family_permutations(families, replicates, numpy_generator(seed, "link", "permutations"))
+    runs = list(dict.fromkeys(map(_run, points)))
+    families, studies = [run.family for run in runs], np.array([run.study for run in runs])
+    levels = [families, studies.tolist(), [run.identity for run in runs]]
+    # Strata keep every study in every resample, which would otherwise lose whole studies by chance.
+    drawn = hierarchical_bootstrap(levels, replicates, numpy_generator(seed, "link", "encoders"), strata={1})
+    generator = numpy_generator(seed, "link", "permutations")
+    names = list(dict.fromkeys(families))
+    keys = generator.random((replicates, len(names)))
+    resamples = {}
+    for study in dict.fromkeys(studies.tolist()):
+        own = np.flatnonzero(studies == study)
+        present = [families[index] for index in own]
+        chosen = keys[:, [index for index, name in enumerate(names) if name in present]]
+        resamples[study] = (own, _within(drawn, own, len(runs)), _family_permutations(present, chosen, generator))
     samples = []
-    for env in envs:
-        there = {_run(point): point for point in points if point.env == env}
-        samples.append(Samples([there.get(run) for run in runs], families, env, drawn, permutations, seed))
+    for place, there in places_of(points).items():
+        own, resample, permutations = resamples[there[0].study]
+        found = {_run(point): point for point in there}
+        members = [runs[index] for index in own]
+        columns, kinds = [found.get(run) for run in members], [run.family for run in members]
+        samples.append(Samples(columns, kinds, names, place, resample, permutations, seed))
     return samples
 
 
-def _run(point: LinkPoint) -> tuple[str, tuple[str, int], int | None]:
-    return point.family, (point.encoder, point.seed), point.checkpoint
+class _Run(NamedTuple):
+    """What a pretraining run is known by, over all studies."""
+
+    family: str
+    study: str
+    identity: tuple[str, int]
+    checkpoint: int | None
 
 
-def _family_permutations(families: Sequence[str], count: int, generator: np.random.Generator) -> NDArray[np.intp]:
-    """Sources ``(count, N)``: each family takes the place of another, since runs of one family are not exchangeable.
+def _run(point: LinkPoint) -> _Run:
+    return _Run(point.family, point.study, (point.encoder, point.seed), point.checkpoint)
+
+
+def _within(drawn: NDArray[np.intp], own: NDArray[np.intp], size: int) -> NDArray[np.intp]:
+    """Of the resampled runs ``(R, M)``, those of one study, numbered within it and padded on the right with -1."""
+    number = np.full(size + 1, -1, np.intp)  # the last entry is what -1 points at
+    number[own] = np.arange(len(own))
+    local = number[drawn]
+    local = np.take_along_axis(local, np.argsort(local < 0, axis=1, kind="stable"), axis=1)
+    return local[:, : int((local >= 0).sum(axis=1).max(initial=1))]
+
+
+def _family_permutations(families: Sequence[str], keys: Floats, generator: np.random.Generator) -> NDArray[np.intp]:
+    """Sources ``(R, N)``: each family takes the place of another, since runs of one family are not exchangeable.
 
     Runs of the family that takes a place are assigned in random order, repeated where it has fewer of them.
+
+    Args:
+        families: family of each run.
+        keys: ``(R, F)`` random sort keys of the families in order of appearance, shared by all studies.
+        generator: assigns runs.
     """
     names = list(dict.fromkeys(families))
     members = [np.flatnonzero([family == name for family in families]) for name in names]
-    order = np.argsort(generator.random((count, len(names))), axis=1)
-    sources = np.zeros((count, len(families)), dtype=np.intp)
+    order = np.argsort(keys, axis=1)
+    sources = np.zeros((len(keys), len(families)), dtype=np.intp)
     for place, own in enumerate(members):
         for other, theirs in enumerate(members):
             rows = np.flatnonzero(order[:, place] == other)

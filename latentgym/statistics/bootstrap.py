@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,17 +26,23 @@ def interquartile_mean(values: ArrayLike) -> float:
 
 
 def hierarchical_bootstrap(
-    levels: Sequence[Sequence[Any]], replicates: int, generator: np.random.Generator
+    levels: Sequence[Sequence[Any]],
+    replicates: int,
+    generator: np.random.Generator,
+    *,
+    strata: Collection[int] = (),
 ) -> NDArray[np.intp]:
     """Indices that resample nested clusters with replacement, the outermost first.
 
     Every level is resampled within the cluster drawn above it (families, then the pretraining runs of each family);
-    items that agree on all levels (checkpoints of one run) are kept together.
+    items that agree on all levels (checkpoints of one run) are kept together. A level of strata is not resampled: each
+    of its clusters is there once in whatever was drawn above it (Davison & Hinkley 1997, section 3.2).
 
     Args:
         levels: labels per item, one sequence of length N for each level, outermost first.
         replicates: number of resamples R.
         generator: source of all randomness.
+        strata: positions in ``levels`` that are strata, such as the studies that runs come from.
 
     Returns:
         ``(R, M)`` intp: items of each resample, padded on the right with -1 where clusters differ in size.
@@ -46,19 +52,23 @@ def hierarchical_bootstrap(
         raise LatentGymError(
             "hierarchical_bootstrap: expected one label per item on every level, and at least one item"
         )
-    drawn = _draw(np.arange(len(labels[0])), labels, replicates, generator)
+    resampled = [index not in strata for index in range(len(labels))]
+    drawn = _draw(np.arange(len(labels[0])), list(zip(labels, resampled, strict=True)), replicates, generator)
     drawn = np.take_along_axis(drawn, np.argsort(drawn < 0, axis=1, kind="stable"), axis=1)
     return drawn[:, : int((drawn >= 0).sum(axis=1).max(initial=1))]
 
 
 def _draw(
-    items: NDArray[np.intp], levels: list[tuple[Any, ...]], count: int, generator: np.random.Generator
+    items: NDArray[np.intp], levels: list[tuple[tuple[Any, ...], bool]], count: int, generator: np.random.Generator
 ) -> NDArray[np.intp]:
     if not levels:
         return np.tile(items, (count, 1))
-    names = list(dict.fromkeys(levels[0][i] for i in items))
-    clusters = [np.array([i for i in items if levels[0][i] == name], dtype=np.intp) for name in names]
-    choice = generator.integers(len(clusters), size=(count, len(clusters)))
+    labels, resampled = levels[0]
+    names = list(dict.fromkeys(labels[i] for i in items))
+    clusters = [np.array([i for i in items if labels[i] == name], dtype=np.intp) for name in names]
+    choice = np.tile(np.arange(len(clusters)), (count, 1))
+    if resampled:
+        choice = generator.integers(len(clusters), size=choice.shape)
     blocks = [_draw(cluster, levels[1:], int((choice == c).sum()), generator) for c, cluster in enumerate(clusters)]
     width = max(block.shape[1] for block in blocks)
     drawn = np.full((count, len(clusters), width), -1, dtype=np.intp)

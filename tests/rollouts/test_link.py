@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from latentgym.errors import CorruptDataError, LatentGymError
-from latentgym.rollouts import LinkPoint, LinkRow, link, link_studies, read_points, write_points
-from latentgym.rollouts.link_samples import draw_samples
+from latentgym.rollouts import LinkPoint, LinkRow, analyse_link, link, link_studies, read_points, write_points
+from latentgym.rollouts.link import study_names
+from latentgym.rollouts.link_samples import Samples, draw_samples
 from latentgym.statistics import mean_maximum_rank_violation, spearman
 
 SMALL = 300
@@ -202,17 +203,17 @@ def test_encoders_may_miss_in_some_environments() -> None:
 
 def test_policy_seeds_are_averaged() -> None:
     points = [dataclasses.replace(p, success=[p.success[0], [0] * len(p.success[0])]) for p in study(0, strength=1.0)]
-    (sample, *_) = draw_samples(points, ["env0"], seed=0, replicates=40)
+    (sample, *_) = draw_samples(points, seed=0, replicates=40)
     assert sample.success == pytest.approx([np.mean(p.success) for p in points if p.env == "env0"])
     spread = np.nanstd(sample.drawn_success)
-    (single, *_) = draw_samples(study(0, strength=1.0), ["env0"], seed=0, replicates=40)
+    (single, *_) = draw_samples(study(0, strength=1.0), seed=0, replicates=40)
     assert spread > 0
     assert np.nanmean(sample.drawn_success) < np.nanmean(single.drawn_success)
 
 
 def test_the_null_exchanges_whole_families() -> None:
     points = study(0, strength=1.0, families=4, runs=3, envs=1)
-    (sample,) = draw_samples(points, ["env0"], seed=0, replicates=30)
+    (sample,) = draw_samples(points, seed=0, replicates=30)
     families = np.array([int(p.family[-1]) for p in points], float)
     for row in sample.permuted(families):
         blocks = row.reshape(4, 3)
@@ -224,9 +225,93 @@ def test_points_survive_their_file_and_studies_can_be_joined(tmp_path: Path) -> 
     points = study(0, strength=1.0, envs=1)
     write_points(tmp_path / "link_points.json", points)
     assert read_points(tmp_path) == points == read_points(tmp_path / "link_points.json")
-    assert link_studies(tmp_path, replicates=20) == link(points, replicates=20)
-    both = link_studies(tmp_path, tmp_path, replicates=20)
-    assert find(both, "spearman", env="env0").n_encoders == 18
+    assert list(link_studies(tmp_path, replicates=20).rows) == link(points, replicates=20)
+
+
+def test_encoders_are_compared_within_their_study_alone(tmp_path: Path) -> None:
+    # The second study is easier and its proxy higher: across studies the two would agree, within one they do not.
+    first = [dataclasses.replace(p, proxies={"r2": -p.proxies["r2"]}, proxy_replicates={}) for p in planted(0)]
+    second = [dataclasses.replace(p, proxies={"r2": -p.proxies["r2"] + 100}, proxy_replicates={}) for p in planted(1)]
+    second = [dataclasses.replace(p, success=[[1] * 900 + p.success[0]]) for p in second]
+    for name, points in (("one", first), ("two", second)):
+        (tmp_path / name).mkdir()
+        write_points(tmp_path / name / "link_points.json", points)
+    rows = list(link_studies(tmp_path / "one", tmp_path / "two", replicates=100).rows)
+    assert {row.env for row in rows if row.statistic == "spearman"} == {
+        "env0 (one)", "env1 (one)", "env0 (two)", "env1 (two)", "all (one)", "all (two)", "all",
+    }  # fmt: skip
+    assert {find(rows, "spearman", env=env).value < -0.9 for env in ("env0 (two)", "all")} == {True}  # type: ignore[operator]
+    alone = link(first, replicates=100)
+    assert find(rows, "spearman", env="all (one)").value == find(alone, "spearman").value
+    assert find(rows, "spearman").n_encoders == 9
+
+
+def planted(seed: int) -> list[LinkPoint]:
+    return study(seed, strength=1.0, envs=2, rollouts=200)
+
+
+def test_families_are_resampled_for_all_studies_together() -> None:
+    first = [dataclasses.replace(p, study="a") for p in study(0, strength=1.0, runs=2, envs=1)]
+    second = [dataclasses.replace(p, study="b") for p in study(1, strength=1.0, runs=3, envs=1)]
+    here, there = draw_samples([*first, *second], seed=0, replicates=40)
+    for ours, theirs in zip(here.take(family_numbers(here)), there.take(family_numbers(there)), strict=True):
+        drawn = [Counter(row[np.isfinite(row)].tolist()) for row in (ours, theirs)]
+        # Every drawn family is there with as many runs as it has in the study.
+        assert {family: count / 2 for family, count in drawn[0].items()} == {
+            family: count / 3 for family, count in drawn[1].items()
+        }
+
+
+def family_numbers(sample: Samples) -> np.ndarray:
+    return np.array([float(family[6:]) for family in sample.families])
+
+
+def test_studies_may_differ_in_their_families() -> None:
+    first = [dataclasses.replace(p, study="a") for p in study(0, strength=0.4, families=6)]
+    second = [
+        dataclasses.replace(p, study="b", family=f"other {p.family}")
+        for p in study(1, strength=0.4, families=5, envs=1)
+    ]
+    rows = link([*first, *second], replicates=50)
+    assert find(rows, "spearman", env="env0 (b)").n_encoders == 5
+    left_out = find(rows, "spearman_leave_one_family_out")
+    assert left_out.low is not None and left_out.high is not None and left_out.low < left_out.high
+    assert find(rows, "mmrv_null").low is not None
+
+
+def test_a_study_counts_once(tmp_path: Path) -> None:
+    for name in ("one", "copy"):
+        (tmp_path / name).mkdir()
+        write_points(tmp_path / name / "link_points.json", planted(0))
+    with pytest.raises(LatentGymError, match="same results"):
+        link_studies(tmp_path / "one", tmp_path / "copy")
+
+
+def test_studies_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in ("a/study", "b/study", "c")]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    assert study_names(folders[:2]) == ["a/study", "b/study"]
+    assert study_names([folders[0] / "link_points.json", folders[2]]) == ["study", "c"]
+
+
+def test_proxies_are_ranked_and_the_rank_has_a_range() -> None:
+    points = []
+    for point in study(2, strength=1.0, families=12):
+        r2 = point.proxies["r2"]
+        noise = float(np.random.default_rng(int(point.family[6:]) + 50).normal())
+        proxies = {"good": r2, "noisy": r2 + 1.5 * noise, "bad": -r2, "rare": r2}
+        if point.family not in ("family0", "family1", "family2"):
+            del proxies["rare"]
+        points.append(dataclasses.replace(point, proxies=proxies, proxy_replicates={}))
+    ranking = [item for item in analyse_link(points, replicates=SMALL).ranking if item.scope == "all"]
+    assert [(item.proxy, item.rank) for item in ranking] == [("good", 1), ("noisy", 2), ("bad", 3), ("rare", None)]
+    good, noisy, bad, rare = ranking
+    assert {item.n_proxies for item in ranking} == {3}
+    assert (bad.low, bad.high, bad.best_share) == (3, 3, 0.0)
+    assert good.low == 1 and good.best_share + noisy.best_share == pytest.approx(1)  # type: ignore[operator]
+    assert good.ranks == {"spearman": 1, "kendall": 1, "pearson": 1, "mmrv": 1, "regret": 1}
+    assert rare.best_share is None
 
 
 def test_damaged_files(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pytest
 import scipy.stats
@@ -71,3 +73,19 @@ def test_crossed_bootstrap_pairs_columns_of_one_seed() -> None:
 def test_percentile_interval() -> None:
     assert percentile_interval(np.arange(1001), 0.9) == pytest.approx((50, 950))
     assert percentile_interval([np.nan, np.nan, 1.0]) == (None, None)
+
+
+def test_strata_are_kept_and_what_lies_in_them_is_resampled() -> None:
+    families = ["a", "a", "a", "b", "b", "b"]
+    studies = ["s", "s", "t", "s", "t", "t"]
+    runs = list(range(6))
+    drawn = hierarchical_bootstrap([families, studies, runs], 500, np.random.default_rng(0), strata={1})
+    for resample in drawn:
+        chosen = [index for index in resample if index >= 0]
+        # Two families are drawn, with each of their studies at its own size.
+        assert Counter(studies[index] for index in chosen) in (
+            Counter(s=2 + 1, t=1 + 2), Counter(s=4, t=2), Counter(s=2, t=4)
+        )  # fmt: skip
+    assert not all(sorted(resample) == sorted(drawn[0]) for resample in drawn)
+    one = hierarchical_bootstrap([families, ["s"] * 6, runs], 50, np.random.default_rng(1), strata={1})
+    np.testing.assert_array_equal(one, hierarchical_bootstrap([families, runs], 50, np.random.default_rng(1)))
