@@ -56,7 +56,8 @@ def make_generic(
     if horizon is not None and (isinstance(horizon, bool) or not isinstance(horizon, int) or horizon < 1):
         raise LatentGymError(f"{env_id}: horizon must be a positive integer, got {horizon!r}")
     env = _make(env_id, image_size, horizon, options)
-    return GenericEnv(env, env_id=env_id, image_size=image_size, render=render, pixels=pixels)
+    kind = GenericGoalEnv if _goals_of(env.observation_space) else GenericEnv
+    return kind(env, env_id=env_id, image_size=image_size, render=render, pixels=pixels)
 
 
 def _make(env_id: str, image_size: int, horizon: int | None, options: dict[str, Any]) -> gymnasium.Env[Any, Any]:
@@ -120,8 +121,7 @@ class GenericEnv(gymnasium.Env[Any, Any]):
         self._vector_size = _vector_size(env.observation_space)
         vector = spaces.Box(-np.inf, np.inf, (self._vector_size,), np.float32)
         frame = spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
-        inner = env.observation_space
-        self._goals = {key: inner[key] for key in _GOALS if isinstance(inner, spaces.Dict) and key in inner.spaces}
+        self._goals = _goals_of(env.observation_space)
         self.observation_space = spaces.Dict(
             {camera: frame for camera in self.contract.cameras} | {"proprio": vector, "state": vector} | self._goals
         )
@@ -180,14 +180,6 @@ class GenericEnv(gymnasium.Env[Any, Any]):
         goals = {key: np.asarray(observation[key]) for key in self._goals}
         return frames | {"proprio": vector, "state": vector.copy()} | goals
 
-    def compute_reward(self, achieved_goal: Any, desired_goal: Any, info: Any) -> Any:
-        """The reward of a goal environment, for relabelled goals.
-
-        Raises:
-            AttributeError: if the environment computes none.
-        """
-        return self._env.get_wrapper_attr("compute_reward")(achieved_goal, desired_goal, info)
-
     def _settle_mujoco(self, render: Render) -> None:
         """Give a MuJoCo environment a camera that does not depend on its first episode, and the fast look."""
         model = getattr(self._env.unwrapped, "model", None)
@@ -200,6 +192,23 @@ class GenericEnv(gymnasium.Env[Any, Any]):
             model.vis.quality.offsamples = 0
             model.light_castshadow[:] = 0
             model.mat_reflectance[:] = 0
+
+
+class GenericGoalEnv(GenericEnv):
+    """One with ``"achieved_goal"`` and ``"desired_goal"``; learners tell it from others by ``compute_reward``."""
+
+    def compute_reward(self, achieved_goal: Any, desired_goal: Any, info: Any) -> Any:
+        """The reward of a goal environment, for relabelled goals.
+
+        Raises:
+            AttributeError: if the environment computes none.
+        """
+        return self._env.get_wrapper_attr("compute_reward")(achieved_goal, desired_goal, info)
+
+
+def _goals_of(space: spaces.Space[Any]) -> dict[str, spaces.Space[Any]]:
+    """The goals that an environment observes, under their keys."""
+    return {key: space[key] for key in _GOALS if isinstance(space, spaces.Dict) and key in space.spaces}
 
 
 def _vector_size(space: spaces.Space[Any]) -> int:

@@ -97,6 +97,11 @@ def test_gymnasium_and_stable_baselines_accept_it() -> None:
     checker.check_env(env)
 
 
+def test_stable_baselines_takes_an_environment_without_goals_for_what_it_is() -> None:
+    checker = pytest.importorskip("stable_baselines3.common.env_checker")
+    checker.check_env(LatentObservation(make_env("Reacher-v5", pixels=False), "state"))
+
+
 def test_the_spec_rebuilds_it_through_json_and_in_other_processes() -> None:
     env = LatentObservation(make_env(REACH, **SHORT), "random", history=2)
     text = env.spec.to_json()  # type: ignore[union-attr]
