@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from rich.console import Console
@@ -16,6 +16,9 @@ from typer.exceptions import TyperException
 
 from latentgym.errors import LatentGymError
 from latentgym.results import Row
+
+if TYPE_CHECKING:
+    from latentgym.rollouts import LinkResult
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C."""
@@ -530,19 +533,40 @@ def _rollout_chains(policy: str, chains: int, seed: int, workers: int, options: 
 @app.command()
 def link(
     results: Annotated[list[Path], typer.Argument(help="Study folders, or their link_points.json.")],
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Page to write; link.html, or none with --json.")
+    ] = None,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Ask how well each proxy predicts task success, over one or more studies."""
-    from dataclasses import asdict
+    """Ask how well each proxy predicts task success, over one or more studies; write a page to look into it."""
+    from latentgym.studies.link_page import link_folders, write_link_page
 
-    from latentgym.rollouts.link import link_studies
-
-    rows = [asdict(row) for row in link_studies(*results, seed=seed)]
+    found = link_folders(*results, seed=seed)
+    page = None if as_json and out is None else write_link_page(found, out or Path("link.html"))
     if as_json:
-        _print_json(rows)
+        _print_json(found.to_dict())
         return
-    _print_table("link", rows, ["proxy", "env", "scope", "statistic", "value", "low", "high", "n_encoders", "verdict"])
+    for scope in dict.fromkeys(item.scope for item in found.result.ranking):
+        _print_table(f"proxies by how well they predict success: {scope}", *_ranking(found.result, scope))
+    print(f"page: {page}")
+
+
+def _ranking(result: LinkResult, scope: str) -> tuple[list[dict[str, Any]], list[str]]:
+    """Rows and columns of the proxies' ranking over all tasks."""
+    statistics = ("spearman", "kendall", "pearson", "mmrv", "regret", "partial_spearman")
+    envs = [row.env for row in result.rows]
+    place = "all" if "all" in envs else envs[0]
+    cells = {(row.proxy, row.statistic): row for row in result.rows if (row.env, row.scope) == (place, scope)}
+    rows: list[dict[str, Any]] = []
+    for item in (item for item in result.ranking if item.scope == scope):
+        spread = "" if item.low is None else f"{item.low} to {item.high}"
+        rho = cells.get((item.proxy, "spearman"))
+        interval = "" if rho is None or rho.low is None else f"{rho.low:.2f} to {rho.high:.2f}"
+        row = {"rank": item.rank, "range": spread, "proxy": item.proxy, "interval": interval}
+        row |= {name: cells[item.proxy, name].value for name in statistics if (item.proxy, name) in cells}
+        rows.append(row | {"verdict": None if rho is None else rho.verdict})
+    return rows, ["rank", "range", "proxy", "spearman", "interval", *statistics[1:], "verdict"]
 
 
 @app.command()

@@ -23,13 +23,15 @@ def gather_media(plans: Sequence[SuitePlan], root: Path) -> dict[str, Any]:
     """Write pictures under ``media/`` and list them, the videos and the learning curves.
 
     Returns:
-        ``frames``, ``reconstructions``, ``videos`` (paths relative to ``root``) and ``curves``.
+        ``frames``, ``reconstructions``, ``videos`` (paths relative to ``root``), ``rollouts`` (the folder of each
+        policy's episodes) and ``curves``.
     """
     (root / "media").mkdir(exist_ok=True)
     return {
         "frames": [item for plan in plans for item in _frames(plan, root)],
         "reconstructions": [item for plan in plans for item in _reconstructions(plan, root)],
         "videos": [item for plan in plans for item in _videos(plan, root)],
+        "rollouts": [item for plan in plans for item in _rollouts(plan, root)],
         "curves": {name: curve for plan in plans for name, curve in _curves(plan, root)},
     }
 
@@ -90,6 +92,16 @@ def _videos(plan: SuitePlan, root: Path) -> Iterator[dict[str, Any]]:
             outcome, _, seed = Path(video).stem.partition("-")
             path = (cell.folder(root) / "videos" / video).relative_to(root)
             yield {"env": env, "encoder": name, "success": outcome == "success", "seed": int(seed), "path": str(path)}
+
+
+def _rollouts(plan: SuitePlan, root: Path) -> Iterator[dict[str, Any]]:
+    """Where the episodes of every policy lie, relative to ``root``."""
+    for use, env, policy_seed, cell in plan.rollouts:
+        policy = {"encoder": use.name, "seed": use.seed, "checkpoint": use.checkpoint, "policy_seed": policy_seed}
+        yield {"env": env, **policy, "folder": str(cell.folder(root).relative_to(root))}
+    for name, env, policy_seed, cell in plan.baselines:
+        policy = {"encoder": f"{name} policy", "seed": 0, "checkpoint": None, "policy_seed": policy_seed}
+        yield {"env": env, **policy, "folder": str(cell.folder(root).relative_to(root))}
 
 
 def _curves(plan: SuitePlan, root: Path) -> Iterator[tuple[str, dict[str, list[float]]]]:

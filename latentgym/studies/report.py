@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 import json
 import math
@@ -13,24 +12,13 @@ from typing import Any
 from latentgym.artifacts import atomic_write, read_json
 from latentgym.errors import CorruptDataError
 from latentgym.studies import summary
+from latentgym.studies.pages import embedded, render_page, script_json
 from latentgym.studies.summary import EncoderSummary, Estimate, Row
 from latentgym.studies.tables import control_table, pareto_table, robustness_table
-from latentgym.studies.wording import (
-    METRICS,
-    format_compact,
-    format_duration,
-    format_interval,
-    format_number,
-    label_env,
-    label_metric,
-    label_name,
-    label_scope,
-    label_statistic,
-)
+from latentgym.studies.wording import METRICS, label_env, label_metric, label_name
 
 # Only in the tables of single tasks: the main table must fit a page.
 DETAIL_COLUMNS = ("action_r2_share_of_state", "single_frame_r2")
-MEDIA_TYPES = {".mp4": "video/mp4", ".png": "image/png", ".webm": "video/webm", ".jpg": "image/jpeg"}
 # Rows of the link that annotate another statistic's cell: that statistic, and the part of its cell.
 LINK_NOTES = {
     "mmrv_null": ("mmrv", "null"),
@@ -61,34 +49,8 @@ def write_report(study_dir: Path) -> Path:
         raise CorruptDataError(f"{study_dir / 'results.json'} holds no study results: expected an object with 'rows'")
     run = read_json(study_dir / "run.json") if (study_dir / "run.json").exists() else {}
     path = study_dir / "report.html"
-    atomic_write(path, _render(_context(study_dir, results, run)))
+    atomic_write(path, render_page("report.html.j2", _context(study_dir, results, run)))
     return path
-
-
-def _render(context: Mapping[str, Any]) -> str:
-    from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
-    from plotly.offline import get_plotlyjs
-
-    environment = Environment(
-        loader=PackageLoader("latentgym.studies", "templates"),
-        autoescape=select_autoescape(default=True, default_for_string=True),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "number": format_number,
-        "interval": format_interval,
-        "env": label_env,
-        "plain": label_name,
-        "compact": format_compact,
-        "duration": format_duration,
-        "metric": label_metric,
-        "statistic": label_statistic,
-        "scope": label_scope,
-        "inconclusive": summary.inconclusive,
-    }
-    return environment.get_template("report.html.j2").render(**context, plotly_js=get_plotlyjs())
 
 
 def _context(study_dir: Path, results: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
@@ -116,12 +78,12 @@ def _context(study_dir: Path, results: Mapping[str, Any], run: Mapping[str, Any]
         "metrics": METRICS,
         "overall_of": lambda item: item.overall,
         "env_of": lambda env: lambda item: item.by_env[env],
-        "links": _link_tables(links),
+        "links": link_tables(links),
         "proxies_compared": len({row["proxy"] for row in links if row["statistic"] == "spearman"}),
         "curves": _curves(run.get("curves") or {}),
         "videos": _videos(study_dir, run.get("videos") or []),
-        "frames": _embedded(study_dir, run.get("frames") or []),
-        "reconstructions": _embedded(study_dir, run.get("reconstructions") or []),
+        "frames": embedded(study_dir, run.get("frames") or []),
+        "reconstructions": embedded(study_dir, run.get("reconstructions") or []),
         "encoders": list(entries.values()),
         "provenance": run.get("provenance") or {},
         "config": json.dumps(run["config"], indent=2, ensure_ascii=False) if run.get("config") else "",
@@ -130,7 +92,7 @@ def _context(study_dir: Path, results: Mapping[str, Any], run: Mapping[str, Any]
         "cells_wall_s": run.get("cells_wall_s"),
         "resumed": any(cell.get("cached") for cell in run.get("cells") or []),
         "reproduce": run.get("reproduce") or (run.get("provenance") or {}).get("command") or "",
-        "figures": _script_json(figures),
+        "figures": script_json(figures),
         "figures_present": {name: bool(content) for name, content in figures.items()},
     }
 
@@ -175,7 +137,7 @@ def _checks(summaries: Sequence[EncoderSummary], envs: Sequence[str]) -> list[tu
     return checks
 
 
-def _link_tables(links: Sequence[Row]) -> list[dict[str, Any]]:
+def link_tables(links: Sequence[Row]) -> list[dict[str, Any]]:
     """One table per environment and scope, the pooled environment first; cells by proxy and statistic.
 
     A null's range is shown with the statistic that it judges, and the range over left-out families with the rank
@@ -305,22 +267,10 @@ def _curves(curves: Mapping[str, Mapping[str, Sequence[float]]]) -> list[dict[st
     return drawn
 
 
-def _embedded(study_dir: Path, entries: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Entries whose file is there, each with its content as a data URI."""
-    found = []
-    for entry in entries:
-        path = study_dir / entry["path"]
-        media_type = MEDIA_TYPES.get(path.suffix.lower())
-        if media_type and path.is_file():
-            content = base64.b64encode(path.read_bytes()).decode()
-            found.append({**entry, "uri": f"data:{media_type};base64,{content}"})
-    return found
-
-
 def _videos(study_dir: Path, entries: Iterable[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     """Videos by environment, successes first."""
     videos: dict[str, list[dict[str, Any]]] = {}
-    for video in sorted(_embedded(study_dir, entries), key=lambda video: not video["success"]):
+    for video in sorted(embedded(study_dir, entries), key=lambda video: not video["success"]):
         videos.setdefault(video["env"], []).append(video)
     return videos
 
@@ -334,9 +284,3 @@ def _cells(cells: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
         kind["cached"] += bool(cell.get("cached"))
         kind["wall_s"] += cell.get("wall_s") or 0.0
     return list(kinds.values())
-
-
-def _script_json(value: Any) -> str:
-    """JSON that is safe inside a script element."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
-    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")

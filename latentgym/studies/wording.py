@@ -96,9 +96,12 @@ def format_duration(seconds: float | None) -> str:
 def label_env(env_id: str) -> str:
     """A short readable name of an environment id.
 
-    >>> label_env("latentgym/TabletopReach-v0"), label_env("metaworld/reach-v3"), label_env("all")
-    ('Tabletop Reach', 'metaworld reach', 'all tasks')
+    >>> label_env("latentgym/TabletopReach-v0"), label_env("metaworld/reach-v3"), label_env("all (mine)")
+    ('Tabletop Reach', 'metaworld reach', 'all tasks (mine)')
     """
+    env_id, mark, study = env_id.partition(" (")
+    if mark:
+        return f"{label_env(env_id)} ({study}"
     if env_id == "all":
         return "all tasks"
     namespace, _, name = env_id.rpartition("/")
