@@ -80,7 +80,7 @@ def train_policy(
             :func:`latentgym.policies.conditions.instruction_features`.
         chunk: actions that are planned at once; 8 for ``"action_chunking"`` and ``"flow_matching"``, else 1. Flow
             matching executes half of a chunk before it plans again, the others average overlapping chunks.
-        head_options: further settings of the head, such as ``{"layers": 4}``.
+        head_options: further settings of the head, such as ``{"layers": 4}`` or ``{"proposal": "goal"}``.
         split: split by episode; :func:`latentgym.trajectories.splits.split_episodes` by default.
         demonstrations: number of training demonstrations, in an order drawn from ``seed``; all by default.
         seed: seed of weights, order and choice of demonstrations; equal seeds give equal bits on one machine.

@@ -15,7 +15,7 @@ from latentgym.policies import Policy
 from latentgym.results import Row
 from latentgym.rollouts.evaluate import Evaluation, evaluate
 from latentgym.seeding import numpy_generator
-from latentgym.statistics import holm, mcnemar, newcombe_interval, percentile_interval
+from latentgym.statistics import holm, mcnemar, newcombe_interval, percentile_interval, wilson_interval
 
 _REPLICATES = 2000
 
@@ -75,18 +75,11 @@ class CorruptionReport:
     def to_rows(
         self, *, encoder: str | None = None, family: str = "", seed: int = 0, policy_seed: int | None = None
     ) -> list[Row]:
-        """The clean rows, ``success_rate`` under each condition, and ``success_drop`` with its interval."""
+        """The clean rows, then those of :func:`drop_rows`."""
         named: dict[str, Any] = {"encoder": encoder, "family": family, "seed": seed, "policy_seed": policy_seed}
         rows = self.clean.to_rows(**named)
-        for condition, evaluation in self.corrupted.items():
-            found = evaluation.to_rows(**named)
-            rows += [dataclasses.replace(row, condition=condition) for row in found if row.metric == "success_rate"]
         template = next(row for row in rows if row.metric == "success_rate")
-        for drop in self.drops:
-            condition = drop.factor if drop.severity is None else f"{drop.factor}:{drop.severity}"
-            values: dict[str, Any] = {"value": drop.drop, "low": drop.low, "high": drop.high, "n": drop.episodes}
-            rows.append(dataclasses.replace(template, metric="success_drop", condition=condition, **values))
-        return rows
+        return [*rows, *drop_rows(template, self.drops)]
 
     def describe(self) -> str:
         """The drops as a table of plain text, one line each."""
@@ -153,7 +146,7 @@ def evaluate_corrupted(
 
     clean = run(0, None)
     corrupted = {condition: run(1 + index, condition) for index, condition in enumerate(conditions)}
-    return CorruptionReport(clean, corrupted, _drops(clean, corrupted))
+    return CorruptionReport(clean, corrupted, success_drops(_outcomes(clean), _by_condition(corrupted)))
 
 
 def _conditions(corruptions: Sequence[str], severities: Sequence[int]) -> list[str]:
@@ -176,9 +169,21 @@ def _outcomes(evaluation: Evaluation) -> NDArray[np.bool_]:
     return np.array([record.success for record in evaluation.records], np.bool_)
 
 
-def _drops(clean: Evaluation, corrupted: Mapping[str, Evaluation]) -> tuple[Drop, ...]:
-    before = _outcomes(clean)
-    after = {condition: _outcomes(evaluation) for condition, evaluation in corrupted.items()}
+def _by_condition(corrupted: Mapping[str, Evaluation]) -> dict[str, NDArray[np.bool_]]:
+    return {condition: _outcomes(evaluation) for condition, evaluation in corrupted.items()}
+
+
+def success_drops(before: NDArray[np.bool_], after: Mapping[str, NDArray[np.bool_]]) -> tuple[Drop, ...]:
+    """What each corruption costs, from outcomes on one list of initial states.
+
+    Args:
+        before: ``(N,)`` outcomes on clean frames.
+        after: ``(N,)`` outcomes per ``"name:severity"``; severities of one corruption stand together.
+
+    Returns:
+        One per corruption and severity in their order, each corruption's mean over severities after its last one where
+        there are several.
+    """
     adjusted = dict(zip(after, holm([mcnemar(before, found) for found in after.values()]).tolist(), strict=True))
     drops: list[Drop] = []
     for factor in dict.fromkeys(condition.partition(":")[0] for condition in after):
@@ -191,6 +196,31 @@ def _drops(clean: Evaluation, corrupted: Mapping[str, Evaluation]) -> tuple[Drop
             table = np.stack(list(own.values()))
             drops.append(_drop(factor, None, before, table, _mean_interval(before, table), None))
     return tuple(drops)
+
+
+def drop_rows(template: Row, drops: Sequence[Drop]) -> list[Row]:
+    """Rows of the drops of one policy.
+
+    ``success_rate`` and ``success_drop_p_value`` (exact McNemar, adjusted by Holm) per corruption and severity, and
+    ``success_drop`` for these and for each corruption's mean over severities, whose condition is its name alone.
+
+    Args:
+        template: the policy's success on clean frames.
+        drops: its drops.
+    """
+    rows = []
+    for drop in drops:
+        condition = drop.factor if drop.severity is None else f"{drop.factor}:{drop.severity}"
+        under = dataclasses.replace(template, condition=condition, n=drop.episodes)
+        if drop.p_value is not None:
+            low, high = wilson_interval(drop.successes, drop.episodes)
+            rows.append(dataclasses.replace(under, value=drop.success_rate, low=low, high=high))
+        values: dict[str, Any] = {"value": drop.drop, "low": drop.low, "high": drop.high}
+        rows.append(dataclasses.replace(under, metric="success_drop", **values))
+        if drop.p_value is not None:
+            values = {"value": drop.p_value, "low": None, "high": None}
+            rows.append(dataclasses.replace(under, metric="success_drop_p_value", **values))
+    return rows
 
 
 def _drop(

@@ -13,6 +13,7 @@ from safetensors.numpy import load_file
 
 from latentgym.artifacts import read_json
 from latentgym.results import Row
+from latentgym.rollouts.corruption import drop_rows, success_drops
 from latentgym.rollouts.link import LinkPoint
 from latentgym.statistics import (
     crossed_bootstrap_interval,
@@ -45,13 +46,23 @@ PROXIES: dict[str, tuple[str, str | None, str | None, int | None, str | None]] =
 
 @dataclasses.dataclass
 class Measured:
-    """Everything measured on one encoder in one environment."""
+    """Everything measured on one encoder in one environment.
+
+    Attributes:
+        use: the encoder.
+        env: environment id.
+        rows: rows of its cells.
+        replicates: bootstrap replicates by the names of :func:`replicate_key`.
+        success: outcomes by policy seed, on the study's initial states.
+        corrupted: outcomes of the first policy seed under each corruption, on the same initial states.
+    """
 
     use: EncoderUse
     env: str
     rows: list[Row]
     replicates: dict[str, NDArray[np.float64]]
     success: dict[int, NDArray[np.bool_]]
+    corrupted: dict[str, NDArray[np.bool_]] = dataclasses.field(default_factory=dict)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -94,9 +105,12 @@ def measure(plan: SuitePlan, root: Path) -> list[Measured]:
     fidelity = {(use.name, use.seed): cell.folder(root) for use, cell in plan.fidelity}
     success: dict[tuple[str, str, int, int | None], dict[int, NDArray[np.bool_]]] = {}
     for use, env, policy_seed, cell in plan.rollouts:
-        records = read_json(cell.folder(root) / "rollouts.json")["records"]
-        outcome = np.array([record["success"] for record in records], bool)
-        success.setdefault((use.name, env, use.seed, use.checkpoint), {})[policy_seed] = outcome
+        key = (use.name, env, use.seed, use.checkpoint)
+        success.setdefault(key, {})[policy_seed] = _read_outcomes(cell.folder(root))
+    corrupted: dict[tuple[str, str, int, int | None], dict[str, NDArray[np.bool_]]] = {}
+    for use, env, _, condition, cell in plan.corrupted:
+        key = (use.name, env, use.seed, use.checkpoint)
+        corrupted.setdefault(key, {})[condition] = _read_outcomes(cell.folder(root))
     measured = []
     for use, env, cell in plan.offline:
         rows = read_rows(cell.folder(root) / "rows.json")
@@ -105,9 +119,13 @@ def measure(plan: SuitePlan, root: Path) -> list[Measured]:
         if decoded is not None:
             rows += read_rows(decoded / "rows.json")
             replicates |= load_file(decoded / "replicates.safetensors")
-        outcome_by_seed = success.get((use.name, env, use.seed, use.checkpoint), {})
-        measured.append(Measured(use, env, rows, replicates, outcome_by_seed))
+        key = (use.name, env, use.seed, use.checkpoint)
+        measured.append(Measured(use, env, rows, replicates, success.get(key, {}), corrupted.get(key, {})))
     return measured
+
+
+def _read_outcomes(folder: Path) -> NDArray[np.bool_]:
+    return np.array([record["success"] for record in read_json(folder / "rollouts.json")["records"]], bool)
 
 
 def all_rows(plan: SuitePlan, measured: Sequence[Measured], root: Path, config: StudyConfig) -> list[Row]:
@@ -119,6 +137,7 @@ def all_rows(plan: SuitePlan, measured: Sequence[Measured], root: Path, config: 
         decoded.add((item.use.name, item.use.seed))
         rows += [row for row in item.rows if row.readout != "decoder" or (first and item.use.checkpoint is None)]
         rows += list(_success_rows(item, config.seed))
+        rows += _corrupted_rows(item)
     for item in measured:
         rows += list(_comparisons(item, measured))
     rows += list(_baseline_rows(plan, root))
@@ -139,6 +158,17 @@ def _success_rows(item: Measured, seed: int) -> Iterator[Row]:
             **item.identity, metric="success_rate", readout="policy",
             value=float(table.mean()), low=low, high=high, n=table.size,
         )  # fmt: skip
+
+
+def _corrupted_rows(item: Measured) -> list[Row]:
+    """Success under each corruption and the drop from clean, for the first policy seed."""
+    if not item.corrupted:
+        return []
+    policy_seed, before = next(iter(item.success.items()))
+    template = Row(
+        **item.identity, metric="success_rate", readout="policy", policy_seed=policy_seed, value=float(before.mean()),
+    )  # fmt: skip
+    return drop_rows(template, success_drops(before, item.corrupted))
 
 
 def _comparisons(item: Measured, measured: Sequence[Measured]) -> Iterator[Row]:

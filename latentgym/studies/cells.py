@@ -289,6 +289,7 @@ def run_rollout(task: Task) -> None:
         seeds,
         batch_size=params["batch_size"],
         env_options={**size, **params["env_options"]},
+        corruption=params.get("corruption"),
         video_dir=task.out / "videos" if params["videos"] else None,
         videos=(params["videos"], params["videos"]),
     )

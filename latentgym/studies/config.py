@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from latentgym.corruptions import checked_corruption
 from latentgym.errors import LatentGymError, UnknownNameError
 from latentgym.probes.inverse_dynamics import CONTROLS, DEFAULT_CONTROLS
 from latentgym.probes.robustness import parse_condition
@@ -135,6 +136,8 @@ class PolicySettings(_Section):
     velocity, sees ``state_history`` frames: a policy with more history than it needs learns to continue what it did
     (de Haan et al., Causal confusion in imitation learning, arXiv 1905.11979).
     ``head`` is one of :data:`latentgym.policies.heads.HEADS`; ``chunk`` is the number of actions that it plans at once.
+    ``condition`` tells every head a goal (in environments with an expert, which finds it) or the instruction, the
+    latter through ``instruction_encoder``, and ``head_options`` are settings that only this kind of head has.
     """
 
     steps: int = Field(2000, ge=1)
@@ -145,6 +148,9 @@ class PolicySettings(_Section):
     components: int | None = Field(None, ge=1)
     head: str = "mlp"
     chunk: int | None = Field(None, ge=1)
+    condition: Literal["none", "goal", "instruction"] = "none"
+    instruction_encoder: str = "all-MiniLM-L6-v2"
+    head_options: dict[str, Any] = Field(default_factory=dict)
 
     @field_validator("head")
     @classmethod
@@ -156,10 +162,25 @@ class PolicySettings(_Section):
 
 
 class RolloutSettings(_Section):
-    """Closed loop: rows per inference batch and videos kept per policy and outcome."""
+    """Closed loop: rows per inference batch and videos kept per policy and outcome.
+
+    Under each of ``corruptions``, such as ``"gaussian_noise:3"``, the policies of final checkpoints that read pixels
+    start once more from the same initial states, with the first policy seed; none by default.
+    """
 
     batch_size: int = Field(25, ge=1)
     videos: int = Field(1, ge=0)
+    corruptions: tuple[str, ...] = ()
+
+    @field_validator("corruptions")
+    @classmethod
+    def _distinct_corruptions(cls, corruptions: tuple[str, ...]) -> tuple[str, ...]:
+        found = [f"{name}:{severity}" for name, severity in map(checked_corruption, corruptions)]
+        if len(set(found)) != len(found):
+            raise ValueError("each corruption may be named once per severity")
+        # Severities of one corruption stand together.
+        first = [condition.partition(":")[0] for condition in found]
+        return tuple(sorted(found, key=lambda condition: first.index(condition.partition(":")[0])))
 
 
 class LinkSettings(_Section):
@@ -285,6 +306,7 @@ def _section_at(location: tuple[int | str, ...]) -> type[BaseModel]:
     names: dict[str, type[BaseModel]] = {
         "suites": Suite,
         "pretraining": PretrainingSettings,
+        "adaptation": AdaptationSettings,
         "probe": ProbeSettings,
         "robustness": RobustnessSettings,
         "fidelity": FidelitySettings,

@@ -9,7 +9,7 @@ from typing import Any
 
 from latentgym.artifacts import content_key, file_digest
 from latentgym.errors import LatentGymError
-from latentgym.studies.config import StudyConfig, Suite
+from latentgym.studies.config import PolicySettings, StudyConfig, Suite
 from latentgym.studies.engine import Cell
 from latentgym.trajectories import open_dataset
 
@@ -72,6 +72,7 @@ class SuitePlan:
     rollouts: list[tuple[EncoderUse, str, int, Cell]] = dataclasses.field(default_factory=list)
     floors: list[tuple[str, Cell]] = dataclasses.field(default_factory=list)
     baselines: list[tuple[str, str, int | None, Cell]] = dataclasses.field(default_factory=list)
+    corrupted: list[tuple[EncoderUse, str, int, str, Cell]] = dataclasses.field(default_factory=list)
 
     def cells(self) -> Iterator[Cell]:
         """Every cell after its inputs: recordings, pretraining, then the rest encoder by encoder."""
@@ -81,6 +82,7 @@ class SuitePlan:
         yield from (cell for *_, cell in self.baselines for cell in (*cell.inputs.values(), cell))
         yield from (cell for *_, cell in self.offline)
         yield from (cell for *_, cell in self.rollouts)
+        yield from (cell for *_, cell in self.corrupted)
         yield from (cell for *_, cell in self.fidelity)
 
 
@@ -107,6 +109,9 @@ def _plan_suite(config: StudyConfig, suite: Suite, digests: Mapping[str, str]) -
             for policy_seed in _policy_seeds(suite, use):
                 cell = _rollout_cell(config, suite, env, f"policies/{policy_seed}", use.label, {"policy": offline})
                 plan.rollouts.append((use, env, policy_seed, cell))
+                if policy_seed == suite.policy_seeds[0]:
+                    under = [(use, env, policy_seed, *found) for found in _corrupted_cells(config, use, cell)]
+                    plan.corrupted.extend(under)
     for env in suite.envs:
         plan.floors.append((env, _floors_cell(config, env, plan.data[env])))
         plan.baselines += _baselines(config, suite, env, plan.data[env]) if suite.rollouts else ()
@@ -215,9 +220,12 @@ def _policy_params(config: StudyConfig, use: EncoderUse) -> dict[str, Any]:
     settings = config.policy.model_dump()
     state_history = settings.pop("state_history")
     # What every study had before there was a choice is left out, so that finished cells keep their keys.
-    for name, default in (("head", "mlp"), ("chunk", None)):
-        if settings[name] == default:
+    fields = PolicySettings.model_fields
+    for name in ("head", "chunk", "condition", "head_options"):
+        if settings[name] == fields[name].get_default(call_default_factory=True):
             del settings[name]
+    if config.policy.condition != "instruction":
+        del settings["instruction_encoder"]
     return {**settings, "history": state_history} if use.source == "state" else settings
 
 
@@ -236,9 +244,17 @@ def _rollout_cell(
         "policy": policy,
         "seed": config.seed,
         "rollouts": suite.rollouts,
-        **config.rollout.model_dump(),
+        **config.rollout.model_dump(exclude={"corruptions"}),
     }
     return Cell("rollout", f"roll out {label} on {env}", params, inputs)
+
+
+def _corrupted_cells(config: StudyConfig, use: EncoderUse, clean: Cell) -> Iterator[tuple[str, Cell]]:
+    """The rollouts of a final checkpoint's policy again, under each corruption; what reads no pixels has none."""
+    if use.checkpoint is None and use.name not in config.references:
+        for corruption in config.rollout.corruptions:
+            params = {**clean.params, "corruption": corruption, "videos": 0}
+            yield corruption, Cell("rollout", f"{clean.name} under {corruption}", params, clean.inputs)
 
 
 def _baselines(config: StudyConfig, suite: Suite, env: str, data: Cell) -> Iterator[tuple[str, str, int | None, Cell]]:

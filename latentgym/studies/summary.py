@@ -93,13 +93,17 @@ def group_of(name: str, family: str, trained_on_actions: bool = False) -> str:
 
 
 def select(rows: Iterable[Row], name: str, **fields: Any) -> list[Row]:
-    """Defined rows of a headline metric or proxy whose ``fields`` (env, encoder, seed, checkpoint) are as given."""
+    """Defined rows of a headline metric or proxy whose ``fields`` (env, encoder, seed, checkpoint) are as given.
+
+    Rows of data that something was done to are none of them.
+    """
     metric, wanted = PROXIES.get(name) or (name, HEADLINE[name])
 
     def fits(row: Row) -> bool:
         return (
             row["metric"] == metric
             and row["value"] is not None
+            and row.get("condition") is None
             and all(row.get(field) == value for field, value in fields.items())
             and all(value is None or row.get(field) in (value, None) for field, value in wanted.items())
         )

@@ -26,6 +26,7 @@ CONTROLS = {
     "selectivity": "selectivity",
 }
 ROBUSTNESS = {"corrupted_r2": "R²", "r2_drop": "drop", "latent_cosine_similarity": "cosine"}
+_PROBED = {"readout": "ridge", "input": "pair", "k": 1, "subset": "all", "dimension": "macro"}
 NOT_ON_FRONT = ("floor", "random", "reference")
 
 
@@ -100,14 +101,40 @@ def robustness_table(rows: Sequence[Row], summaries: Sequence[EncoderSummary]) -
     return {"conditions": conditions, "metrics": ROBUSTNESS, "lines": table}
 
 
+def policy_corruption_tables(rows: Sequence[Row], summaries: Sequence[EncoderSummary]) -> list[dict[str, Any]]:
+    """Success of policies under every corruption, with the drop from clean: over all tasks, then task by task.
+
+    A corruption that was run at several severities also has its mean drop over them, under its name alone.
+    """
+    dropped = [row for row in rows if row["metric"] == "success_drop"]
+    conditions = list(dict.fromkeys(row["condition"] for row in dropped))
+    if not conditions:
+        return []
+    policies = {row["policy_seed"] for row in dropped}
+    # Only the policies that met corruptions: clean success of others would not be what the drop is from.
+    chosen = [row for row in rows if row.get("readout") == "policy" and row.get("policy_seed") in policies]
+    wanted: dict[Any, tuple[str, str | None]] = {"clean": ("success_rate", None)}
+    wanted |= {("success_rate", c): ("success_rate", c) for c in conditions if ":" in c}
+    wanted |= {("success_drop", c): ("success_drop", c) for c in conditions}
+    envs = environments(dropped)
+    tables = []
+    for label in ["all", *envs] if len(envs) > 1 else envs:
+        own = [row for row in chosen if label in ("all", row["env"]) and row["env"] in envs]
+        lines = [line for line in _table(own, summaries, wanted, {"readout": "policy"}) if len(line[2]) > 1]
+        tables.append({"env": label, "conditions": conditions, "lines": lines})
+    return tables
+
+
 def _table(
-    rows: Sequence[Row], summaries: Sequence[EncoderSummary], wanted: Mapping[Any, tuple[str, str | None]]
+    rows: Sequence[Row],
+    summaries: Sequence[EncoderSummary],
+    wanted: Mapping[Any, tuple[str, str | None]],
+    columns: Mapping[str, Any] = _PROBED,
 ) -> list[tuple[str, str, dict[Any, Estimate]]]:
-    """Encoder, group and estimates by column, over every task and run."""
-    probed = {"readout": "ridge", "input": "pair", "k": 1, "subset": "all", "dimension": "macro"}
+    """Encoder, group and estimates by column, over every task and run; ``columns`` are those of the rows that count."""
     index: dict[tuple[str, str, str, str | None], list[Row]] = {}
     for row in rows:
-        fits = all(row.get(name) in (value, None) for name, value in probed.items())
+        fits = all(row.get(name) in (value, None) for name, value in columns.items())
         if fits and row["value"] is not None and row.get("checkpoint") is None:
             index.setdefault((row["encoder"], row["metric"], row["env"], row.get("condition")), []).append(row)
     envs = environments(rows)

@@ -129,6 +129,32 @@ def test_the_inverse_model_recovers_the_action_between_two_states(dataset: Datas
     assert unexplained.max() < 0.5
 
 
+def test_a_goal_can_be_the_proposal(dataset: Dataset, tmp_path: Path) -> None:
+    policy = trained(dataset, "inverse_dynamics", condition="goal", head_options={"proposal": "goal"}, steps=300)
+    head, episode = policy.head, dataset.episode(policy.score.episodes[0])
+    assert isinstance(head, InverseDynamicsHead) and not hasattr(head, "forward_model")
+    history = head.prepare(torch.from_numpy(episode.state[:3]))[None]
+    goal = head.prepare(torch.from_numpy(episode.state[-1:]))
+    assert torch.equal(head.propose(history, goal), goal)
+    assert torch.equal(head.plan(history, goal)[:, 0], head.infer(history[:, -1], goal))
+    again = load_policy(policy.save(tmp_path / "policy"))
+    np.testing.assert_array_equal(act(again, dataset), act(policy, dataset))  # type: ignore[arg-type]
+    # Every training episode teaches, and one that ends to the left is answered by going left.
+    assert policy.facts["windows"] > trained(dataset, "mlp").facts["windows"]
+    with pytest.raises(LatentGymError, match="condition='goal'"):
+        trained(dataset, "inverse_dynamics", head_options={"proposal": "goal"})
+    with pytest.raises(UnknownNameError, match="did you mean 'goal'"):
+        trained(dataset, "inverse_dynamics", condition="goal", head_options={"proposal": "gaol"})
+
+
+@pytest.mark.slow
+def test_a_goal_as_proposal_solves_reach_from_the_state(tmp_path: Path) -> None:
+    dataset = record(ENV_ID, tmp_path / "reach", episodes=60, policy="noisy-expert", random_fraction=0.2, seed=1)
+    options: dict[str, Any] = {"condition": "goal", "head_options": {"proposal": "goal"}}
+    policy = train_policy(dataset, load_encoder("state"), head="inverse_dynamics", steps=600, history=1, **options)
+    assert evaluate(ENV_ID, policy, seeds=range(20), batch_size=20).summary.successes >= 16
+
+
 def test_flow_matching_represents_two_good_actions() -> None:
     """Where half of the demonstrators go left and half right, plans go left or right; a mean would stand still."""
     from latentgym.policies.heads import Batch

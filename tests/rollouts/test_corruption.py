@@ -101,6 +101,12 @@ def test_a_report_as_json_rows_and_text() -> None:
     assert found["success_drop", "brightness"].n == 32
     assert found["success_rate", "brightness:2"].value == report.drops[1].success_rate
     assert found["success_rate", None].value == report.clean.summary.success_rate
+    assert found["success_drop_p_value", "brightness:2"].value == report.drops[1].p_value
+    assert ("success_drop_p_value", "brightness") not in found
+    under = report.corrupted["brightness:1"].summary
+    assert (found["success_rate", "brightness:1"].low, found["success_rate", "brightness:1"].high) == (
+        under.low, under.high
+    )  # fmt: skip
     lines = report.describe().splitlines()
     assert lines[3].split()[:2] == ["brightness:1", f"{report.drops[0].successes}/16"]
     assert lines[5].startswith("brightness (mean)")

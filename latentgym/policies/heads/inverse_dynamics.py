@@ -1,7 +1,8 @@
 """Inverse dynamics as a policy: one model proposes the next latent, another says which action leads there.
 
 This is control by prediction in latent space (UniPi, arXiv 2302.00111, predicts frames): what is imitated is where the
-demonstrator went, and the action is what a model learned from *any* behaviour, random actions included.
+demonstrator went, and the action is what a model learned from *any* behaviour, random actions included. With a goal,
+the goal itself can stand in for the prediction (Ghosh et al., arXiv 1912.06088: goals are what came later).
 """
 
 from __future__ import annotations
@@ -11,9 +12,12 @@ from collections.abc import Sequence
 import torch
 from torch.func import functional_call
 
-from latentgym.errors import LatentGymError
+from latentgym.errors import LatentGymError, UnknownNameError
 from latentgym.policies.heads.base import MIN_STEP_SCALE, Batch, LatentHead, masked_mean
 from latentgym.policies.regression import mlp
+
+FORWARD_MODEL, GOAL = "forward_model", "goal"
+PROPOSALS = (FORWARD_MODEL, GOAL)
 
 
 class InverseDynamicsHead(LatentHead):
@@ -25,8 +29,13 @@ class InverseDynamicsHead(LatentHead):
     from its proposal be the intended one; the inverse model does not learn from that. All losses are mean squared
     errors.
 
+    With ``proposal="goal"`` there is no forward model: the goal's latent is the proposal, and the inverse model learns
+    from the newest latent and any later one of an episode, the executed action being its target and, in demonstrations,
+    the intended one.
+
     Args:
         hidden: widths of the hidden layers of each model.
+        proposal: who proposes the latent to reach: ``"forward_model"`` or ``"goal"``.
     """
 
     kind = "inverse_dynamics"
@@ -34,12 +43,19 @@ class InverseDynamicsHead(LatentHead):
 
     def __init__(
         self, features: int, components: int | None, history: int, hidden: Sequence[int], actions: int,
-        horizon: int = 1, condition: int = 0,
+        horizon: int = 1, condition: int = 0, proposal: str = FORWARD_MODEL,
     ) -> None:  # fmt: skip
+        if proposal not in PROPOSALS:
+            raise UnknownNameError("proposal of head 'inverse_dynamics'", str(proposal), PROPOSALS)
+        width = features if components is None else components
+        if proposal == GOAL and condition != width:
+            raise LatentGymError("head 'inverse_dynamics': proposal='goal' needs a goal; train with condition='goal'")
         if horizon != 1:
             raise LatentGymError(f"head 'inverse_dynamics' plans one action at a time, found chunk={horizon}")
-        super().__init__(features, components, history, actions, 1, condition, hidden=list(hidden))
-        self.forward_model = mlp([history * self.width + condition, *hidden, self.width])
+        super().__init__(features, components, history, actions, 1, condition, hidden=list(hidden), proposal=proposal)
+        self.proposal = proposal
+        if proposal == FORWARD_MODEL:
+            self.forward_model = mlp([history * self.width + condition, *hidden, self.width])
         self.inverse_model = mlp([2 * self.width, *hidden, actions])
 
     def fit_step_scale(self, prepared: torch.Tensor, windows: torch.Tensor) -> None:
@@ -50,7 +66,10 @@ class InverseDynamicsHead(LatentHead):
         self.step_scale.copy_(steps.square().mean().sqrt().clamp_min(MIN_STEP_SCALE))
 
     def propose(self, history: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
-        """The next latent ``(B, F')`` of the demonstrator, prepared as the history is."""
+        """The latent ``(B, F')`` to reach, prepared as the history is: the goal, or the demonstrator's next one."""
+        if self.proposal == GOAL:
+            assert condition is not None
+            return condition
         step: torch.Tensor = self.forward_model(self.seen(history, condition))
         return history[:, -1] + step * self.step_scale
 
@@ -60,12 +79,16 @@ class InverseDynamicsHead(LatentHead):
         return action
 
     def pair(self, latent: torch.Tensor, following: torch.Tensor) -> torch.Tensor:
-        """Input of the inverse model ``(B, 2 F')``: a latent and the scaled step to another."""
-        return torch.cat([latent, (following - latent) / self.step_scale], dim=1)
+        """Input of the inverse model ``(B, 2 F')``: a latent and the step to another, scaled if it is a single one."""
+        step = following - latent
+        return torch.cat([latent, step if self.proposal == GOAL else step / self.step_scale], dim=1)
 
     def loss(self, batch: Batch, targets: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """Sum of the proposal's, the inference's and the intended action's losses."""
+        """Sum of the proposal's, the inference's and the intended action's losses; of goals the inference's alone."""
         newest = batch.history[:, -1]
+        if self.proposal == GOAL:
+            wanted = torch.where(batch.demonstrated[:, None] > 0, batch.intended, targets[:, 0])
+            return (self.infer(newest, self.propose(batch.history, batch.condition)) - wanted).square().mean()
         proposal = self.propose(batch.history, batch.condition)
         proposed = masked_mean(((proposal - batch.following) / self.step_scale).square(), batch.demonstrated)
         inferred = (self.infer(newest, batch.following) - targets[:, 0]).square().mean()
