@@ -531,6 +531,35 @@ def _rollout_chains(policy: str, chains: int, seed: int, workers: int, options: 
 
 
 @app.command()
+def compare(
+    env: Annotated[str, typer.Argument(help="Environment id.")],
+    first: Annotated[str, typer.Argument(help="Folder of a trained policy, or expert, or random.")],
+    second: Annotated[str, typer.Argument(help="Another, on the same initial states.")],
+    maximum: Annotated[int, typer.Option(min=1, help="Most initial states, declared before the first.")] = 100,
+    level: Annotated[float, typer.Option(help="Confidence level of the verdict over all looks.")] = 0.95,
+    seed: Seed = 0,
+    workers: Workers = 1,
+    option: Annotated[list[str], typer.Option(help="key=value for the environment; repeatable.")] = [],  # noqa: B006
+    as_json: Json = False,
+) -> None:
+    """Find out which of two policies is better, with as few rollouts as it takes."""
+    from dataclasses import asdict
+
+    from latentgym.progress import track_counts
+    from latentgym.rollouts import compare_policies, resolve_policy
+
+    with track_counts(f"comparing on {env}", maximum) as progress:
+        found = compare_policies(
+            env, resolve_policy(first), resolve_policy(second), maximum=maximum, level=level, seed=seed,
+            workers=workers, env_options=_options(option), progress=progress,
+        )  # fmt: skip
+    if as_json:
+        _print_json(asdict(found))
+        return
+    print(found.describe())
+
+
+@app.command()
 def link(
     results: Annotated[list[Path], typer.Argument(help="Study folders, or their link_points.json.")],
     out: Annotated[

@@ -49,6 +49,8 @@ def run(
         (["layers", "{tmp}/nothing", "--encoder", "pixels"], "nothing"),
         (["robustness", "{tmp}/nothing", "--encoder", "pixels"], "nothing"),
         (["link", "{tmp}/nothing"], "nothing"),
+        (["compare", "latentgym/TabletopReach-v0", "expert", "random", "--maximum", "3"], "declare more"),
+        (["compare", "latentgym/TabletopReach-v0", "expert", "{tmp}/nothing"], "no policy"),
         (["claims", "{tmp}/nothing"], "nothing"),
         (["power", "--effect", "0"], "effect other than 0"),
         (["data", "check", "{tmp}/nothing"], "nothing"),

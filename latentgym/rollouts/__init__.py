@@ -2,6 +2,7 @@
 
 from latentgym.rollouts.calvin_chains import ChainEvaluation, ChainRecord, evaluate_chains
 from latentgym.rollouts.chunks import EpisodeRecord
+from latentgym.rollouts.comparison import Comparison, compare_policies
 from latentgym.rollouts.corruption import CorruptionReport, Drop, evaluate_corrupted
 from latentgym.rollouts.evaluate import Evaluation, Summary, evaluate, resolve_policy, rollout_seeds
 from latentgym.rollouts.link import (
@@ -20,6 +21,7 @@ from latentgym.rollouts.video import write_video
 __all__ = [
     "ChainEvaluation",
     "ChainRecord",
+    "Comparison",
     "CorruptionReport",
     "Drop",
     "EpisodeRecord",
@@ -30,6 +32,7 @@ __all__ = [
     "ProxyRank",
     "Summary",
     "analyse_link",
+    "compare_policies",
     "evaluate",
     "evaluate_chains",
     "evaluate_corrupted",
