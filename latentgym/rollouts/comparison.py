@@ -25,7 +25,8 @@ class Comparison:
         maximum: how many there could have been, declared before the first.
         successes: successes of the first and of the second policy.
         difference: success rate of the first minus that of the second.
-        low: lower end of the difference's interval, which holds however early the comparison stopped.
+        low: lower end of the difference's interval, which holds however early the comparison stopped. It would hold
+            without a maximum too, and is therefore wider than the verdict: it may hold 0 where one is better.
         high: upper end.
         level: confidence level of verdict and interval.
     """
