@@ -23,8 +23,10 @@ import torch
 from torch import nn
 
 from latentgym.artifacts import atomic_directory, atomic_write, content_key, file_digest, read_json, write_json
+from latentgym.encoders.checkpoints import SUFFIXES
 from latentgym.encoders.contract import Encoder, EncoderSpec, Latents
 from latentgym.encoders.frozen import weights_digest
+from latentgym.encoders.published_files import is_checkpoint_folder
 from latentgym.encoders.small import RECORD_NAME, WEIGHTS_NAME, SmallEncoder, save_small_encoder, weights_digest_of
 from latentgym.encoders.trunk import initialise
 from latentgym.errors import CorruptDataError, LatentGymError
@@ -34,7 +36,8 @@ BASE_NAME = "base"
 ARMS = ("adapter", "finetune")
 MAX_HIDDEN = 256
 _BLOCKS = 2
-# What encoder folders are read from; anything else in one (training states, pickles) is not copied.
+# What encoder folders are read from, beside published state dicts; anything else in one (training states, pickles) is
+# not copied.
 _COPIED_SUFFIXES = (".json", ".safetensors", ".txt")
 
 
@@ -137,8 +140,10 @@ def base_record(source: str, encoder: Encoder) -> dict[str, Any]:
 def copy_base(source: Path, folder: Path) -> dict[str, str]:
     """Copy an encoder folder to ``folder/base`` and return the SHA-256 of its files by name."""
 
+    suffixes = {*_COPIED_SUFFIXES, *(SUFFIXES if is_checkpoint_folder(source) else ())}
+
     def unwanted(directory: str, names: list[str]) -> list[str]:
-        kept = {name for name in names if Path(name).suffix in _COPIED_SUFFIXES and not name.startswith("training-")}
+        kept = {name for name in names if Path(name).suffix in suffixes and not name.startswith("training-")}
         kept |= {BASE_NAME} & {name for name in names if (Path(directory) / name).is_dir()}
         return [name for name in names if name not in kept or name.startswith(".")]
 

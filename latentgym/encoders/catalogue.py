@@ -12,6 +12,14 @@ from latentgym.encoders.autoencoders import CLASSES, check_class, is_autoencoder
 from latentgym.encoders.huggingface import ARCHITECTURES, check_weights, model_type_of
 from latentgym.encoders.objectives import OBJECTIVES
 from latentgym.encoders.published import published_rows
+from latentgym.encoders.published_files import (
+    FILES,
+    check_checkpoint_folder,
+    describe_published_file,
+    is_checkpoint_folder,
+    kind_rows,
+    published_file_rows,
+)
 from latentgym.encoders.registry import encoder_names, find_factory, load_encoder
 from latentgym.encoders.small import load_small_encoder
 from latentgym.errors import LatentGymError
@@ -36,7 +44,7 @@ def list_encoders() -> list[dict[str, Any]]:
         _row(name, family=name, source=kind.source, description=f"Pretrained here: {_first_line(kind)}")
         for name, kind in OBJECTIVES.items()
     ]
-    rows += published_rows()
+    rows += sorted(published_rows() + published_file_rows(), key=lambda row: str(row["family"]))
     rows += [
         _row(architecture.model_class, family=architecture.family, description="A transformers folder or hub id.")
         for architecture in ARCHITECTURES.values()
@@ -46,6 +54,7 @@ def list_encoders() -> list[dict[str, Any]]:
         _row(name, family=families[video], description="A diffusers folder or hub id.")
         for name, video in CLASSES.items()
     ]
+    rows += [_row(**row) for row in kind_rows()]
     return rows
 
 
@@ -58,6 +67,8 @@ def describe_encoder(name: str) -> dict[str, Any]:
     Raises:
         LatentGymError: if there is no such encoder.
     """
+    if name in FILES:
+        return describe_published_file(name)
     row = next((row for row in list_encoders() if row["name"] == name), None)
     if row is not None and name not in _LIGHT:
         return row
@@ -83,6 +94,8 @@ def find_encoders(folder: Path | str) -> tuple[dict[str, str], dict[str, str]]:
         try:
             if (path / "encoder.json").exists():
                 load_small_encoder(path)
+            elif is_checkpoint_folder(path):
+                check_checkpoint_folder(path)
             elif is_autoencoder(path):
                 check_class(path)
             else:

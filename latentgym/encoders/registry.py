@@ -15,10 +15,18 @@ import numpy as np
 import torch
 
 from latentgym.encoders.baselines import PixelEncoder, VectorEncoder
+from latentgym.encoders.checkpoints import SUFFIXES
 from latentgym.encoders.contract import Encoder, EncoderSpec
 from latentgym.encoders.feeding import FEEDINGS, feed
 from latentgym.encoders.frozen import FrozenEncoder
 from latentgym.encoders.published import PUBLISHED
+from latentgym.encoders.published_files import (
+    FILES,
+    find_published_file,
+    is_checkpoint_folder,
+    open_checkpoint,
+    open_published_file,
+)
 from latentgym.errors import LatentGymError, UnknownNameError
 
 ENTRY_POINT_GROUP = "latentgym.encoders"
@@ -90,8 +98,9 @@ def load_encoder(
         source: a registered name (``"pixels"``, ``"proprio"``, ``"state"``, ``"random"``, ``"random:<seed>"``,
             ``"timm:<model>"``, ``"timm:<model>@<checkpoint>"``, see :func:`encoder_names`); a published encoder's short
             name (``"dinov2-s"``, see ``latentgym encoders``); the folder of a pretrained small encoder; a transformers
-            or diffusers folder; or a hub id,
-            ``"owner/name"`` or ``"owner/name@revision"``.
+            or diffusers folder; the file, or its folder, of a state dict of V-JEPA 2.1, VideoMAE V2, R3M, VC-1 or
+            LAPA's quantiser (``"vjepa2.1-b-384:<frames>"`` sets their clips' length); or a hub id, ``"owner/name"`` or
+            ``"owner/name@revision"``.
         image_size: side in pixels that frames are resized to; the encoder's own by default.
         layer: block that ``encode`` reads by default, counted from 0; ``-1`` is the encoder's output.
         feeding: how a video encoder is given its frames: ``"native"``, ``"duplicated"`` or ``"causal"``, see
@@ -137,9 +146,14 @@ def _open(source: str, image_size: int | None) -> Encoder:
         encoder = load_hub(PUBLISHED[source].hub_id, image_size=image_size)
         encoder.spec = dataclasses.replace(encoder.spec, name=source, licence=PUBLISHED[source].licence)
         return encoder
+    published = find_published_file(source)
+    if published is not None:
+        return open_published_file(*published, image_size=image_size)
     folder = Path(source).expanduser()
     if folder.is_dir():
         return _open_folder(folder, image_size)
+    if folder.suffix in SUFFIXES and folder.is_file():
+        return open_checkpoint(folder, image_size=image_size)
     if folder.exists():
         raise LatentGymError(f"{source} is a file; expected the folder that holds config.json or encoder.json")
     if _HUB_ID.fullmatch(source) and source[0] != ".":
@@ -151,7 +165,7 @@ def _open(source: str, image_size: int | None) -> Encoder:
     raise UnknownNameError(
         "encoder",
         source,
-        [*encoder_names(), *PUBLISHED],
+        [*encoder_names(), *PUBLISHED, *FILES],
         "(or a folder of weights, a hub id 'owner/name', or 'timm:<model>')",
     )
 
@@ -164,6 +178,8 @@ def _open_folder(folder: Path, image_size: int | None) -> Encoder:
         if is_adapted_encoder(folder):
             return load_adapted_encoder(folder)
         return load_small_encoder(folder)
+    if is_checkpoint_folder(folder):
+        return open_checkpoint(folder, image_size=image_size)
     from latentgym.encoders.huggingface import load_folder
 
     return load_folder(folder, image_size=image_size)
