@@ -26,7 +26,7 @@ from latentgym.artifacts import atomic_directory, atomic_write, content_key, fil
 from latentgym.encoders.checkpoints import SUFFIXES
 from latentgym.encoders.contract import Encoder, EncoderSpec, Latents
 from latentgym.encoders.frozen import weights_digest
-from latentgym.encoders.published_files import is_checkpoint_folder
+from latentgym.encoders.published_files import find_checkpoint
 from latentgym.encoders.small import RECORD_NAME, WEIGHTS_NAME, SmallEncoder, save_small_encoder, weights_digest_of
 from latentgym.encoders.trunk import initialise
 from latentgym.errors import CorruptDataError, LatentGymError
@@ -140,7 +140,7 @@ def base_record(source: str, encoder: Encoder) -> dict[str, Any]:
 def copy_base(source: Path, folder: Path) -> dict[str, str]:
     """Copy an encoder folder to ``folder/base`` and return the SHA-256 of its files by name."""
 
-    suffixes = {*_COPIED_SUFFIXES, *(SUFFIXES if is_checkpoint_folder(source) else ())}
+    suffixes = {*_COPIED_SUFFIXES, *(SUFFIXES if find_checkpoint(source) else ())}
 
     def unwanted(directory: str, names: list[str]) -> list[str]:
         kept = {name for name in names if Path(name).suffix in suffixes and not name.startswith("training-")}

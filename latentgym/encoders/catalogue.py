@@ -14,9 +14,8 @@ from latentgym.encoders.objectives import OBJECTIVES
 from latentgym.encoders.published import published_rows
 from latentgym.encoders.published_files import (
     FILES,
-    check_checkpoint_folder,
     describe_published_file,
-    is_checkpoint_folder,
+    find_checkpoint,
     kind_rows,
     published_file_rows,
 )
@@ -92,10 +91,10 @@ def find_encoders(folder: Path | str) -> tuple[dict[str, str], dict[str, str]]:
     skipped: dict[str, str] = {}
     for path in sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")):
         try:
-            if (path / "encoder.json").exists():
+            if find_checkpoint(path) is not None:
+                pass
+            elif (path / "encoder.json").exists():
                 load_small_encoder(path)
-            elif is_checkpoint_folder(path):
-                check_checkpoint_folder(path)
             elif is_autoencoder(path):
                 check_class(path)
             else:

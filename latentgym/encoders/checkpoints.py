@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
 
@@ -39,9 +39,7 @@ def read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
         loaded: Any = load_file(path) if path.suffix == ".safetensors" else _load(path)
     # A damaged zip archive, a pickle that wants more than tensors, and a damaged safetensors file in turn.
     except (RuntimeError, pickle.UnpicklingError, SafetensorError, EOFError, OSError, ValueError, KeyError) as error:
-        raise CorruptDataError(
-            f"{path} is truncated or is not a plain state dict ({type(error).__name__}); copy or download it again"
-        ) from error
+        raise _damaged(path, error) from error
     while isinstance(loaded, Mapping):
         inner = next((loaded[nest] for nest in NESTS if isinstance(loaded.get(nest), Mapping)), None)
         if inner is None:
@@ -52,6 +50,23 @@ def read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
     if not state:
         raise CorruptDataError(f"{path} holds no state dict: expected tensors by name")
     return state
+
+
+def weight_names(path: Path) -> frozenset[str]:
+    """The names of the tensors that :func:`read_checkpoint` gives, which raises the same errors."""
+    if path.suffix != ".safetensors":
+        return frozenset(read_checkpoint(path))
+    try:
+        with safe_open(path, framework="pt") as tensors:
+            return frozenset(tensors.keys())
+    except (SafetensorError, OSError) as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> CorruptDataError:
+    return CorruptDataError(
+        f"{path} is truncated or is not a plain state dict ({type(error).__name__}); copy or download it again"
+    )
 
 
 def _load(path: Path) -> Any:

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from latentgym.artifacts import read_json
-from latentgym.encoders.checkpoints import SUFFIXES, State, part_with, read_checkpoint
+from latentgym.encoders.checkpoints import SUFFIXES, State, read_checkpoint, weight_names
+from latentgym.encoders.downloads import fetch_file, fetch_url, url_cache
 from latentgym.encoders.frozen import FrozenEncoder
-from latentgym.encoders.hub import fetch_file, fetch_url, url_cache
 from latentgym.encoders.laq import build_laq
 from latentgym.encoders.published import NON_COMMERCIAL
 from latentgym.encoders.robot_images import build_r3m, build_vc1
@@ -56,7 +56,7 @@ class Kind:
 
     title: str
     build: Builder
-    recognises: Callable[[State], bool]
+    recognises: Callable[[Collection[str]], bool]
     family: str
     code: str
     preprocessing: str
@@ -64,8 +64,14 @@ class Kind:
     clip: str
 
 
-def _has(*names: str) -> Callable[[State], bool]:
-    return lambda state: names[0] in (part := part_with(state, names[0])) and all(name in part for name in names)
+def _has(anchor: str, *others: str) -> Callable[[Collection[str]], bool]:
+    """Whether one prefix, of modules that the network was part of, gives ``anchor`` and all ``others``."""
+
+    def recognises(names: Collection[str]) -> bool:
+        prefixes = [name.removesuffix(anchor) for name in names if name == anchor or name.endswith(f".{anchor}")]
+        return any(all(prefix + other in names for other in others) for prefix in prefixes)
+
+    return recognises
 
 
 _IMAGENET = "whole frame resized, /255, ImageNet mean and deviation"
@@ -93,7 +99,8 @@ KINDS = {
     "r3m": Kind(
         "R3M",
         build_r3m,
-        _has("layer1.0.conv1.weight", "layer4.0.conv1.weight", "bn1.running_mean"),
+        # Without their prefix, they would be any ResNet's.
+        _has("convnet.layer1.0.conv1.weight", "convnet.bn1.running_mean"),
         "time_contrastive",
         "facebookresearch/r3m@b2334e726887fa0206962d7984c69c5fb09cceab",
         _IMAGENET,
@@ -216,6 +223,29 @@ FILES = {
 _ANY_NAME = (_SAFE, _PICKLED)
 
 
+def open_published(source: str, *, image_size: int | None = None) -> FrozenEncoder | None:
+    """Open what ``source`` names, in float32 on the CPU; ``None`` if it is no published state dict.
+
+    Args:
+        source: see :func:`find_published_file`, or a file or folder, see :func:`find_checkpoint`.
+        image_size: side that frames are resized to, the encoder's own by default.
+
+    Raises:
+        LatentGymError: if the file is missing, damaged, incomplete, or of another architecture than it should be.
+    """
+    named = find_published_file(source)
+    if named is not None:
+        return open_published_file(*named, image_size=image_size)
+    place = Path(source).expanduser()
+    found = find_checkpoint(place) if place.exists() else None
+    if found is None:
+        return None
+    encoder = open_checkpoint(*found, image_size=image_size)
+    name = place.name if place.is_dir() else place.stem
+    encoder.spec = dataclasses.replace(encoder.spec, name=name, source=str(place))
+    return encoder
+
+
 def find_published_file(source: str) -> tuple[str, PublishedFile, dict[str, Any]] | None:
     """What ``source`` names: the short name, its entry, and options; ``None`` if no published file.
 
@@ -260,7 +290,7 @@ def open_published_file(
             what was published.
     """
     path, revision = _fetch(name, entry)
-    encoder = open_checkpoint(path, kind=entry.kind, options=options, image_size=image_size)
+    encoder = open_checkpoint(path, entry.kind, options, image_size=image_size)
     found = encoder.spec.parameters / 1e6
     if abs(found / entry.parameters_m - 1) > PARAMETER_TOLERANCE:
         raise CorruptDataError(
@@ -282,54 +312,61 @@ def _fetch(name: str, entry: PublishedFile) -> tuple[Path, str]:
     return fetch_file(f"{entry.source}@{entry.revision}".rstrip("@"), entry.file, advice)
 
 
-def is_checkpoint_folder(folder: Path) -> bool:
-    """Whether ``folder`` is meant as one of a bare state dict: by its ``config.json``, else by its files."""
-    if (folder / CONFIG).is_file():
-        return _configured_kind(folder) is not None
-    return bool(_checkpoints(folder))
+def find_checkpoint(place: Path) -> tuple[Path, str] | None:
+    """The state dict that a folder holds, or the file itself, and its key of :data:`KINDS`; tensors stay on disk.
 
+    Args:
+        place: a file; or a folder, whose ``config.json`` decides where there is one.
 
-def check_checkpoint_folder(folder: Path) -> str:
-    """The key of :data:`KINDS` that a folder's state dict is of; tensors stay on disk.
+    Returns:
+        ``None`` if there is none of a known kind, or the folder is of another sort.
 
     Raises:
-        LatentGymError: if the checkpoint is missing, damaged or of an unknown kind.
+        LatentGymError: if a folder holds several.
+        CorruptDataError: if a configured folder lacks its weights, or the only candidates are damaged.
     """
-    path = _only_checkpoint(folder)
-    return _configured_kind(folder) or _recognise(path, read_checkpoint(path))
+    if place.is_dir():
+        configured = _configured_kind(place)
+        if configured is not None:
+            return _only(place, _checkpoints(place)), configured
+        if (place / CONFIG).exists() or (place / "encoder.json").exists():
+            return None
+    files = [place] if place.is_file() else _checkpoints(place)
+    found: list[tuple[Path, str]] = []
+    damaged: list[CorruptDataError] = []
+    for path in (path for path in files if path.suffix in SUFFIXES):
+        try:
+            kind = _kind_of(path)
+        except CorruptDataError as error:
+            damaged.append(error)
+            continue
+        found += [(path, kind)] if kind else []
+    if damaged and not found:
+        raise damaged[0]
+    return (_only(place, [path for path, _ in found]), found[0][1]) if found else None
 
 
 def open_checkpoint(
-    path: Path,
-    *,
-    kind: str | None = None,
-    options: Mapping[str, Any] | None = None,
-    image_size: int | None = None,
+    path: Path, kind: str, options: Mapping[str, Any] | None = None, *, image_size: int | None = None
 ) -> FrozenEncoder:
     """Open a state dict, in float32 on the CPU.
 
     Args:
-        path: the file, or its folder, which may hold a ``config.json`` too.
-        kind: key of :data:`KINDS`; by default what ``config.json`` says, else what the weights are called.
+        path: the file; a ``config.json`` beside it counts if it is of the same kind.
+        kind: key of :data:`KINDS`.
         options: what the weights do not tell, before those of ``config.json``; see the builders.
         image_size: side that frames are resized to, the encoder's own by default.
 
     Raises:
-        LatentGymError: if the checkpoint is missing, damaged, incomplete, or of another architecture.
+        LatentGymError: if the file is damaged, incomplete, or of another architecture.
     """
-    whole = path.is_dir()
-    folder = path if whole else path.parent
-    file = _only_checkpoint(path) if whole else path
-    state = read_checkpoint(file)
-    configured = _configured_kind(folder)
-    kind = kind or (configured if whole else None) or _recognise(file, state)
-    stated = _config(folder) if configured == kind else {}
-    name = folder.name if whole else file.stem
+    state = read_checkpoint(path)
+    stated = _config(path.parent) if _configured_kind(path.parent) == kind else {}
     try:
-        encoder = KINDS[kind].build(state, {**stated, **(options or {})}, name=name, image_size=image_size)
+        encoder = KINDS[kind].build(state, {**stated, **(options or {})}, name=path.stem, image_size=image_size)
     except LatentGymError as error:
-        raise LatentGymError(f"{file}: {error}") from error
-    named = _named(file)
+        raise LatentGymError(f"{path}: {error}") from error
+    named = _named(path)
     licence = named.licence if named and named.kind == kind else ""
     encoder.spec = dataclasses.replace(encoder.spec, source=str(path), licence=licence)
     return encoder
@@ -341,18 +378,13 @@ def _named(path: Path) -> PublishedFile | None:
     return next((entry for entry in entries if path.name in (Path(entry.file).name, entry.elsewhere)), None)
 
 
-def _recognise(path: Path, state: State) -> str:
+def _kind_of(path: Path) -> str | None:
+    """By the file's published name, else by the names of its weights."""
     named = _named(path)
     if named is not None:
         return named.kind
-    for key, kind in KINDS.items():
-        if kind.recognises(state):
-            return key
-    some = ", ".join(list(state)[:_SHOWN])
-    raise LatentGymError(
-        f"{path} is no state dict of {', '.join(kind.title for kind in KINDS.values())}: its weights are called {some} "
-        f"…; a transformers or diffusers folder needs its config.json, a timm model is opened by timm:<model>@{path}"
-    )
+    names = weight_names(path)
+    return next((key for key, kind in KINDS.items() if kind.recognises(names)), None)
 
 
 def _config(folder: Path) -> dict[str, Any]:
@@ -370,16 +402,14 @@ def _checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES and path.is_file())
 
 
-def _only_checkpoint(folder: Path) -> Path:
-    found = _checkpoints(folder)
+def _only(folder: Path, found: list[Path]) -> Path:
     if len(found) == 1:
         return found[0]
     if not found:
         raise CorruptDataError(f"{folder} lacks its weights: expected one file that ends in {', '.join(SUFFIXES)}")
     # The hub often holds the same weights twice.
-    safe = [path for path in found if path.suffix == ".safetensors"]
-    if len(safe) == 1 and {path.name for path in found} == set(_ANY_NAME):
-        return safe[0]
+    if {path.name for path in found} == set(_ANY_NAME):
+        return next(path for path in found if path.name == _SAFE)
     raise LatentGymError(
         f"{folder} holds several checkpoints, {', '.join(path.name for path in found)}; put each into a folder of its "
         "own or pass the file"

@@ -15,18 +15,11 @@ import numpy as np
 import torch
 
 from latentgym.encoders.baselines import PixelEncoder, VectorEncoder
-from latentgym.encoders.checkpoints import SUFFIXES
 from latentgym.encoders.contract import Encoder, EncoderSpec
 from latentgym.encoders.feeding import FEEDINGS, feed
 from latentgym.encoders.frozen import FrozenEncoder
 from latentgym.encoders.published import PUBLISHED
-from latentgym.encoders.published_files import (
-    FILES,
-    find_published_file,
-    is_checkpoint_folder,
-    open_checkpoint,
-    open_published_file,
-)
+from latentgym.encoders.published_files import FILES, open_published
 from latentgym.errors import LatentGymError, UnknownNameError
 
 ENTRY_POINT_GROUP = "latentgym.encoders"
@@ -140,20 +133,18 @@ def _open(source: str, image_size: int | None) -> Encoder:
     factory = find_factory(name)
     if factory is not None:
         return factory(argument, image_size=image_size)
+    published = open_published(source, image_size=image_size)
+    if published is not None:
+        return published
     if source in PUBLISHED:
         from latentgym.encoders.huggingface import load_hub
 
         encoder = load_hub(PUBLISHED[source].hub_id, image_size=image_size)
         encoder.spec = dataclasses.replace(encoder.spec, name=source, licence=PUBLISHED[source].licence)
         return encoder
-    published = find_published_file(source)
-    if published is not None:
-        return open_published_file(*published, image_size=image_size)
     folder = Path(source).expanduser()
     if folder.is_dir():
         return _open_folder(folder, image_size)
-    if folder.suffix in SUFFIXES and folder.is_file():
-        return open_checkpoint(folder, image_size=image_size)
     if folder.exists():
         raise LatentGymError(f"{source} is a file; expected the folder that holds config.json or encoder.json")
     if _HUB_ID.fullmatch(source) and source[0] != ".":
@@ -178,8 +169,6 @@ def _open_folder(folder: Path, image_size: int | None) -> Encoder:
         if is_adapted_encoder(folder):
             return load_adapted_encoder(folder)
         return load_small_encoder(folder)
-    if is_checkpoint_folder(folder):
-        return open_checkpoint(folder, image_size=image_size)
     from latentgym.encoders.huggingface import load_folder
 
     return load_folder(folder, image_size=image_size)
