@@ -82,7 +82,7 @@ class Attention(nn.Module):
         return output
 
     def _heads(self, tokens: torch.Tensor) -> torch.Tensor:
-        return tokens.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return tokens.reshape(*tokens.shape[:2], self.heads, -1).transpose(1, 2)
 
 
 class Block(nn.Module):
@@ -204,7 +204,7 @@ class LatentActionModel(nn.Module):
         return (last - first).movedim(1, -1), blocks
 
     def _by_time(self, tokens: torch.Tensor, batch: int, count: int) -> torch.Tensor:
-        return tokens.unflatten(0, (batch, count)).transpose(1, 2)
+        return tokens.reshape(batch, count, *tokens.shape[1:]).transpose(1, 2)
 
     def _bias(self, rows: int, columns: int) -> torch.Tensor:
         """``(heads, N, N)`` from the signed logarithm of distances in patches."""
@@ -334,7 +334,7 @@ def _code_count(part: State, options: Mapping[str, Any]) -> int:
         count = int(options["code_seq_len"])
     else:
         kernel = part.get("vq.cnn_encoder.2.weight")
-        count = 64 if kernel is None else {(4, 4): 1, (3, 4): 2}.get(tuple(kernel.shape[2:]), 4)
+        count = 64 if kernel is None else {(4, 4): 1, (3, 4): 2}.get((kernel.shape[2], kernel.shape[3]), 4)
     if count not in SHRINKING:
         raise LatentGymError(f"code_seq_len {count} is not supported; expected one of {', '.join(map(str, SHRINKING))}")
     return count

@@ -379,11 +379,10 @@ def _named(path: Path) -> PublishedFile | None:
 
 
 def _kind_of(path: Path) -> str | None:
-    """By the file's published name, else by the names of its weights."""
-    named = _named(path)
+    """By the file's published name, else by the names of its weights, which are read in any case."""
+    named, names = _named(path), weight_names(path)
     if named is not None:
         return named.kind
-    names = weight_names(path)
     return next((key for key, kind in KINDS.items() if kind.recognises(names)), None)
 
 

@@ -48,12 +48,10 @@ def build_r3m(state: State, options: Mapping[str, Any], *, name: str, image_size
     if size < RESNET_STRIDE:
         raise LatentGymError(f"image_size {size} is too small: {R3M} needs {RESNET_STRIDE} pixels at least")
     ensure_torchvision()
-    require("timm", "timm")
-    from timm.models.resnet import BasicBlock, Bottleneck, ResNet
-
-    block = Bottleneck if "layer1.0.conv3.weight" in part else BasicBlock
+    resnet = require("timm.models.resnet", "timm")
+    block = resnet.Bottleneck if "layer1.0.conv3.weight" in part else resnet.BasicBlock
     depths = tuple(block_count(part, rf"layer{stage}\.(\d+)\.") for stage in range(1, 5))
-    model = ResNet(block, depths, num_classes=0)
+    model = resnet.ResNet(block, depths, num_classes=0)
     fill(model, part, R3M, unused=("fc.",))
     return _encoder(name, "time_contrastive", size, model, "mean")
 
@@ -75,15 +73,13 @@ def build_vc1(state: State, options: Mapping[str, Any], *, name: str, image_size
     if part[VC1_ANCHOR].ndim != IMAGE_KERNEL_NDIM:
         raise LatentGymError(f"the checkpoint is not of {VC1}: its patches span several frames")
     ensure_torchvision()
-    require("timm", "timm")
-    from timm.models.vision_transformer import VisionTransformer
-
+    transformer = require("timm.models.vision_transformer", "timm")
     width, _, patch, _ = part[VC1_ANCHOR].shape
     own = round(float(part["pos_embed"].shape[1] - 1) ** 0.5) * patch
     size = image_size or own
     if size < patch or size % patch:
         raise LatentGymError(f"image_size {size} does not fit: expected a multiple of its patches of {patch} pixels")
-    model = VisionTransformer(
+    model = transformer.VisionTransformer(
         img_size=own,
         patch_size=patch,
         num_classes=0,

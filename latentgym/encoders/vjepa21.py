@@ -165,7 +165,7 @@ def _scaled_positions(count: int) -> torch.Tensor:
 
 def rotate(tokens: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
     """``(B, heads, N, C)`` with every pair of neighbouring channels rotated by its angle."""
-    even, odd = tokens.unflatten(-1, (-1, 2)).unbind(-1)
+    even, odd = tokens.reshape(*tokens.shape[:-1], -1, 2).unbind(-1)
     turned = torch.stack((-odd, even), dim=-1).flatten(-2)
     return tokens * angles.cos().to(tokens.dtype) + turned * angles.sin().to(tokens.dtype)
 
