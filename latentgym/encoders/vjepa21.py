@@ -31,6 +31,9 @@ HEAD_WIDTH = 64
 ROPE_BASE = 10000.0
 EPSILON = 1e-6
 
+# Cosine and sine of the angle of every channel, each (N, C).
+Rotation = tuple[torch.Tensor, torch.Tensor]
+
 
 class PatchEmbedding(nn.Module):
     """Tubelets of ``(B, 3, T, S, S)`` to ``(B, N, D)``, token time first, then row by row."""
@@ -54,10 +57,10 @@ class RotaryAttention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, tokens: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
-        """``(B, N, D)`` to the same; ``angles`` is ``(N, D / heads)``, see :func:`rotary_angles`."""
+    def forward(self, tokens: torch.Tensor, rotation: Rotation) -> torch.Tensor:
+        """``(B, N, D)`` to the same; the rotation is ``(N, D / heads)``, see :func:`rotary_angles`."""
         query, key, value = self.qkv(tokens).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        mixed = nn.functional.scaled_dot_product_attention(rotate(query, angles), rotate(key, angles), value)
+        mixed = nn.functional.scaled_dot_product_attention(rotate(query, rotation), rotate(key, rotation), value)
         output: torch.Tensor = self.proj(mixed.transpose(1, 2).flatten(2))
         return output
 
@@ -86,9 +89,9 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=EPSILON)
         self.mlp = Feedforward(width, hidden)
 
-    def forward(self, tokens: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
+    def forward(self, tokens: torch.Tensor, rotation: Rotation) -> torch.Tensor:
         """``(B, N, D)`` to the same."""
-        tokens = tokens + self.attn(self.norm1(tokens), angles)
+        tokens = tokens + self.attn(self.norm1(tokens), rotation)
         output: torch.Tensor = tokens + self.mlp(self.norm2(tokens))
         return output
 
@@ -135,10 +138,11 @@ class VJEPA21(nn.Module):
             (self.patch_embed_img, self.img_mod_embed) if image else (self.patch_embed, self.video_mod_embed)
         )
         tokens = embed(pixels.transpose(1, 2)) + modality
-        angles = rotary_angles(times, rows, columns, self.head_width).to(tokens.device)
+        angles = rotary_angles(times, rows, columns, self.head_width)
+        rotation = (angles.cos().to(tokens), angles.sin().to(tokens))
         outputs = {}
         for index, block in enumerate(self.blocks):
-            tokens = block(tokens, angles)
+            tokens = block(tokens, rotation)
             if index in layers:
                 outputs[index] = tokens
         outputs[-1] = outputs[len(self.blocks) - 1] = self.norms_block[-1](tokens)
@@ -163,11 +167,11 @@ def _scaled_positions(count: int) -> torch.Tensor:
     return torch.arange(count) * ((PRETRAINED_GRID - 1) / (count - 1))
 
 
-def rotate(tokens: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
-    """``(B, heads, N, C)`` with every pair of neighbouring channels rotated by its angle."""
+def rotate(tokens: torch.Tensor, rotation: Rotation) -> torch.Tensor:
+    """``(B, heads, N, C)`` with every pair of neighbouring channels rotated, by the cosine and sine of its angle."""
+    cosine, sine = rotation
     even, odd = tokens.reshape(*tokens.shape[:-1], -1, 2).unbind(-1)
-    turned = torch.stack((-odd, even), dim=-1).flatten(-2)
-    return tokens * angles.cos().to(tokens.dtype) + turned * angles.sin().to(tokens.dtype)
+    return tokens * cosine + torch.stack((-odd, even), dim=-1).flatten(-2) * sine
 
 
 class VJEPA21Encoder(FrozenEncoder):

@@ -10,6 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from latentgym.encoders import check_encoder, describe_encoder, find_encoders, list_encoders, load_encoder
+from latentgym.encoders.adapted import BASE_NAME, copy_base
 from latentgym.encoders.published_files import FILES, KINDS
 from latentgym.encoders.torchvision_fallback import ensure_torchvision
 from latentgym.encoders.vjepa21 import VJEPA21
@@ -199,6 +200,15 @@ def test_keeps_the_contract_also_as_a_random_twin(folders, name):
     assert not torch.equal(twin.encode(clip).tokens, encoder.encode(clip).tokens)
 
 
+@pytest.mark.parametrize("name", ["vjepa2_1", "videomaev2_pretrained", "r3m_18", "vc1", "laq_4"])
+def test_all_layers_come_from_one_pass(folders, name):
+    encoder = opened(folders, name)
+    clip, layers = golden(name)[0]["frames"].numpy(), [*range(encoder.spec.layers), -1]
+    for layer, latents in zip(layers, encoder.encode_layers(clip, layers), strict=True):
+        assert latents.layer == layer
+        torch.testing.assert_close(latents.tokens, encoder.encode(clip, layer).tokens, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["vjepa2_1", "laq_4"])
 def test_half_precision_stays_close(folders, name):
     clip = golden(name)[0]["frames"].numpy()
@@ -231,6 +241,12 @@ def test_hub_configuration_of_videomaev2_is_read(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     expected = golden("videomaev2_distilled")[0]
     close(load_encoder(tmp_path).encode(expected["frames"].numpy()).tokens.flatten(1, 2), expected["block2"])
+
+
+def test_an_encoder_adapted_from_it_keeps_a_copy(folders, tmp_path):
+    kept = copy_base(folders["laq_4"], tmp_path)
+    assert set(kept) == {"config.json", "laq_openx.pt"}
+    assert load_encoder(tmp_path / BASE_NAME).spec.weights_digest == opened(folders, "laq_4").spec.weights_digest
 
 
 def test_averaged_weights_are_preferred(tmp_path):
