@@ -59,7 +59,8 @@ def compare(scene: str, renderer: str) -> dict[str, Any]:
     start, actions = actions_of(scene)
     if original is not None:
         report["differences"] = differences(original, ours, start, actions)
-    report["steps_per_s"], report["frames_per_s"] = speeds(ours, original, start, actions)
+    ours.reset(seed=0, options=start)
+    report["per_s"] = speeds(ours, original, start, actions)
     return report
 
 
@@ -68,7 +69,9 @@ def differences(original: Any, ours: Any, start: dict[str, np.ndarray], actions:
     worst = {"robot_obs": 0.0, "scene_obs": 0.0, "rgb_static": 0.0, "rgb_gripper": 0.0}
     simulators = [env.unwrapped.simulator for env in (original, ours)]
     for simulator in simulators:
-        simulator.reset(np.random.default_rng(0), start["robot_obs"], start["scene_obs"])
+        reset(simulator, start)
+    for camera in ("static", "gripper"):
+        simulators[0].render(camera)  # EGL draws the first frame of a window without shadows; ours throws it away
     frames = 0
     for step, action in enumerate(actions):
         for simulator in simulators:
@@ -84,57 +87,102 @@ def differences(original: Any, ours: Any, start: dict[str, np.ndarray], actions:
     return {**worst, "steps": len(actions), "frames_per_camera": frames}
 
 
-def speeds(
-    ours: Any, original: Any, start: dict[str, np.ndarray], actions: np.ndarray
-) -> tuple[dict[str, float], dict[str, float]]:
-    """Control steps per second without cameras, and whole observations (both cameras) per second."""
+def speeds(ours: Any, original: Any, start: dict[str, np.ndarray], actions: np.ndarray) -> dict[str, dict[str, float]]:
+    """Per second: control steps without cameras, frame pairs of both cameras, and whole environment steps with both."""
     world = ours.unwrapped.simulator
-    world.reset(np.random.default_rng(0), start["robot_obs"], start["scene_obs"])
+    floor_step, floor_frames = floor(world, start, actions)
+    found = {"steps": {}, "frame pairs": {}, "steps with frames": {}}
 
-    def bare_step(_: np.ndarray) -> None:
-        for _ in range(8):
-            world.client.stepSimulation()
+    def measure(name: str, world: Any, step: Call, frames: Call, whole: Call) -> None:
+        for what, call, count in (
+            ("steps", step, STEPS),
+            ("frame pairs", frames, 20),
+            ("steps with frames", whole, 20),
+        ):
+            found[what][name] = rate(call, actions[:count], lambda: reset(world, start))
 
+    def both(step: int, action: np.ndarray) -> None:
+        floor_step(step, action)
+        floor_frames(step, action)
+
+    measure("PyBullet alone", world, floor_step, floor_frames, both)
+    measure("ours", world, *calls_of(world), lambda _, action: ours.step(action))
+    if original is not None:
+        theirs = original.unwrapped.simulator
+        measure("original", theirs, *calls_of(theirs), lambda _, action: theirs._env.step(signed(action)))
+    return found
+
+
+Call = Callable[[int, np.ndarray], Any]
+
+
+def calls_of(world: Any) -> tuple[Call, Call]:
+    """One control step with the state observed, and one frame of each camera."""
+
+    def step(_: int, action: np.ndarray) -> None:
+        world.step(action)
+        world.robot_obs(), world.scene_obs()
+
+    def frames(_: int, __: np.ndarray) -> None:
+        for camera in ("static", "gripper"):
+            world.render(camera)
+
+    return step, frames
+
+
+def signed(action: np.ndarray) -> np.ndarray:
+    """The gripper's command as the original wants it, exactly -1 or 1."""
+    return np.append(action[:6], 1 if action[6] > 0 else -1)
+
+
+def floor(world: Any, start: dict[str, np.ndarray], actions: np.ndarray) -> tuple[Call, Call]:
+    """Bare PyBullet: the same motor commands and substeps, so the same contacts, and the same frames."""
+    reset(world, start)
+    bullet, client, told = world.client.pybullet, world.client.id, motor_commands(world, actions)
     cameras, robot = world._cameras, world.robot.uid
-    bare_views = [
+    views = [
         {"width": side, "height": side, "viewMatrix": view, "projectionMatrix": cameras._projections[name]}
         for name, side, view in (("static", 200, cameras._static_view), ("gripper", 84, cameras._gripper_view(robot)))
     ]
 
-    def bare_frames(_: np.ndarray) -> None:
+    def step(index: int, _: np.ndarray) -> None:
+        for keywords in told[index]:
+            bullet.setJointMotorControl2(**keywords)
+        for _ in range(8):
+            bullet.stepSimulation(physicsClientId=client)
+
+    def frames(_: int, __: np.ndarray) -> None:
         with world.client.drawing():
-            for view in bare_views:
-                world.client.getCameraImage(**view)
+            for view in views:
+                bullet.getCameraImage(**view, flags=bullet.ER_NO_SEGMENTATION_MASK, physicsClientId=client)
 
-    def frames_of(simulator: Any) -> Callable[[np.ndarray], None]:
-        def render(_: np.ndarray) -> None:
-            for camera in ("static", "gripper"):
-                simulator.render(camera)
-
-        return render
-
-    simulators = {"ours": world} | ({} if original is None else {"original": original.unwrapped.simulator})
-    steps = {"PyBullet alone": rate(bare_step, actions)}
-    frames = {"PyBullet alone": rate(bare_frames, actions[:20])}
-    for name, simulator in simulators.items():
-        simulator.reset(np.random.default_rng(0), start["robot_obs"], start["scene_obs"])
-
-        def observed(action: np.ndarray, simulator: Any = simulator) -> None:
-            simulator.step(action)
-            simulator.robot_obs(), simulator.scene_obs()
-
-        steps[name] = rate(observed, actions)
-        frames[name] = rate(frames_of(simulator), actions[:20])
-    return steps, frames
+    return step, frames
 
 
-def rate(call: Callable[[np.ndarray], None], actions: np.ndarray, repeats: int = 3) -> float:
-    """Calls per second of process time, the best of several rounds."""
+def motor_commands(world: Any, actions: np.ndarray) -> list[list[dict[str, Any]]]:
+    """What every step tells the motors."""
+    told: list[list[dict[str, Any]]] = []
+    command = world.client.setJointMotorControl2
+    world.client.setJointMotorControl2 = lambda **keywords: (told[-1].append(keywords), command(**keywords))
+    for action in actions:
+        told.append([])
+        world.step(action)
+    world.client.setJointMotorControl2 = command
+    return [[{**keywords, "physicsClientId": world.client.id} for keywords in step] for step in told]
+
+
+def reset(world: Any, start: dict[str, np.ndarray]) -> None:
+    world.reset(np.random.default_rng(0), start["robot_obs"], start["scene_obs"])
+
+
+def rate(call: Call, actions: np.ndarray, before: Callable[[], None], repeats: int = 3) -> float:
+    """Calls per second of process time, the best of several rounds from the same start."""
     best = 0.0
     for _ in range(repeats):
+        before()
         began = time.process_time()
-        for action in actions:
-            call(action)
+        for index, action in enumerate(actions):
+            call(index, action)
         best = max(best, len(actions) / (time.process_time() - began))
     return round(best, 1)
 

@@ -78,7 +78,12 @@ class Cameras:
         size = self._sizes[camera]
         view = self._static_view if camera == "static" else self._gripper_view(robot)
         image = self._client.getCameraImage(
-            width=size, height=size, viewMatrix=view, projectionMatrix=self._projections[camera]
+            width=size,
+            height=size,
+            viewMatrix=view,
+            projectionMatrix=self._projections[camera],
+            # The mask, which nobody asks for, costs EGL a pass of its own; frame and depth are the same without it.
+            flags=self._client.pybullet.ER_NO_SEGMENTATION_MASK,
         )
         frame = np.ascontiguousarray(np.reshape(image[2], (size, size, 4))[:, :, :3], np.uint8)
         lens, buffer = _LENSES[camera], np.reshape(image[3], (size, size))

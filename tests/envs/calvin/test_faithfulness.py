@@ -28,11 +28,14 @@ def test_physics_equals_the_original_bit_for_bit(env: gymnasium.Env, shared: Pat
     golden = np.load(shared / "calvin_golden.npz")
     options = {"robot_obs": golden["init_robot_obs"], "scene_obs": golden["init_scene_obs"]}
     observation, _ = env.reset(seed=0, options=options)
+    solved = [set(tasks) for tasks in json.loads(str(golden[f"{run}_tasks_json"]))]
     for step, action in enumerate([None, *golden[f"{run}_rel_actions"]]):
         if action is not None:
             observation, *_ = env.step(action)
         np.testing.assert_array_equal(observation["robot_obs"], golden[f"{run}_robot_obs"][step], err_msg=f"{step}")
         np.testing.assert_array_equal(observation["scene_obs"], golden[f"{run}_scene_obs"][step], err_msg=f"{step}")
+        if step:
+            assert env.unwrapped.solved_tasks() == solved[step - 1], step
 
 
 @pytest.mark.slow
