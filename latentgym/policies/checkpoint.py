@@ -67,8 +67,12 @@ class Training:
         return cls(**{**data, "action_spec": ActionSpec.from_dict(data["action_spec"])})
 
     def env_options(self) -> dict[str, Any]:
-        """Options of ``make_env`` that make the environment as it was recorded."""
-        return {name: value for name, value in self.settings.items() if name not in _NO_OPTIONS}
+        """Options of ``make_env`` that make the environment as it was recorded.
+
+        Frames of EGL are asked for as ``"auto"``: on a machine without it there are others, with a warning.
+        """
+        options = {name: value for name, value in self.settings.items() if name not in _NO_OPTIONS}
+        return {**options, "renderer": "auto"} if options.get("renderer") == "egl" else options
 
     def check(self, contract: EnvContract, policy: str, deliberate: Collection[str] = ()) -> None:
         """Refuse an environment that the policy was not trained for; every difference is listed.

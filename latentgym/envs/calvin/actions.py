@@ -2,43 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from latentgym.envs.calvin.robot import METRES_PER_UNIT, RADIANS_PER_UNIT
 from latentgym.envs.contract import EnvContract
 from latentgym.errors import LatentGymError
-from latentgym.trajectories.episode import ActionSpec
+from latentgym.trajectories.formats import calvin_layout
 
-_NAMES = ("x", "y", "z", "euler_x", "euler_y", "euler_z", "gripper")
-_UNITS = ("m", "m", "m", "rad", "rad", "rad", "1")
-_GROUPS: dict[str, Any] = {"translation": (0, 1, 2), "rotation": (3, 4, 5), "gripper": (6,), "gripper_close_sign": -1}
-
-ACTION_SPECS = {
-    "relative": ActionSpec(
-        names=_NAMES,
-        frame="world",
-        mode="delta",
-        units=_UNITS,
-        scale=(METRES_PER_UNIT,) * 3 + (RADIANS_PER_UNIT,) * 3 + (1.0,),
-        low=(-1.0,) * 7,
-        high=(1.0,) * 7,
-        **_GROUPS,
-    ),
-    "absolute": ActionSpec(
-        names=_NAMES,
-        frame="world",
-        mode="absolute",
-        units=_UNITS,
-        scale=(1.0,) * 7,
-        low=(-1.0, -1.0, 0.0, *(-math.pi,) * 3, -1.0),
-        high=(1.0, 1.0, 1.5, *(math.pi,) * 3, 1.0),
-        **_GROUPS,
-    ),
-}
+ACTION_SPECS = {"relative": calvin_layout.RELATIVE_ACTIONS, "absolute": calvin_layout.ABSOLUTE_ACTIONS}
+"""The published data's own, so that policies trained on them fit."""
 
 
 def checked_action(action: ArrayLike, contract: EnvContract) -> NDArray[np.floating[Any]]:

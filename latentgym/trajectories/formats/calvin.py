@@ -49,6 +49,9 @@ from latentgym.trajectories.npz import array_names
 
 SEGMENT_STEPS = 64
 """Default bound on an episode's length, the length of CALVIN's annotated windows."""
+PUBLISHED_RENDERER = "egl"
+"""What drew the published frames."""
+RENDERERS = ("egl", "tiny")
 STATE_ARRAYS = (layout.ROBOT_OBS, layout.SCENE_OBS)
 _FORMAT_VERSION = 1
 
@@ -63,12 +66,15 @@ class CalvinOptions:
     group_steps: int | None = None
     camera: str = layout.CAMERAS[0]
     annotations: str = ANNOTATION_FOLDER
+    renderer: str = PUBLISHED_RENDERER
     workers: int | None = None
 
     def __post_init__(self) -> None:
         layout.action_spec(self.actions)
         if self.episodes not in ("play", "language"):
             raise LatentGymError(f"episodes: expected 'play' or 'language', found {self.episodes!r}")
+        if self.renderer not in RENDERERS:
+            raise LatentGymError(f"renderer: expected 'egl' or 'tiny', found {self.renderer!r}")
         for name in ("segment_steps", "group_steps", "workers"):
             value = getattr(self, name)
             if not (value is None and name != "segment_steps") and (type(value) is not int or value < 1):
@@ -110,6 +116,8 @@ class CalvinDataset(Dataset):
         self.horizon = int(self.lengths.max())
         self.provenance = Provenance({}, {}, 0, "", "")
         self.settings = {"data_set": {"format": "calvin", **options.determining()}}
+        if self.cameras:
+            self.settings["renderer"] = options.renderer
         self.policies = ("play",) * len(self._stretches)
         self.seeds = tuple(stretch.first for stretch in self._stretches)
         self.successes = np.full(len(self._stretches), options.episodes == "language", np.bool_)
@@ -245,6 +253,7 @@ def open_calvin(
     group_steps: int | None = None,
     camera: str = layout.CAMERAS[0],
     annotations: str = ANNOTATION_FOLDER,
+    renderer: str = PUBLISHED_RENDERER,
     workers: int | None = None,
 ) -> CalvinDataset:
     """Open a CALVIN folder; only the index files and one step file are read.
@@ -261,13 +270,15 @@ def open_calvin(
             a second apart: for data of fewer ranges than a split needs. By default a range is one group.
         camera: the main camera, which encoders read: ``"rgb_static"`` or ``"rgb_gripper"``.
         annotations: folder of the language annotations inside a split folder.
+        renderer: what drew the frames, ``"egl"`` for the published data; a folder does not say. Policies trained on the
+            data are rolled out under it where that can be had, and warn where it cannot.
         workers: threads that read; one per core by default.
 
     Raises:
         CorruptDataError: if an index file is damaged, points to missing steps, or holds anything but plain data.
         LatentGymError: if an option is invalid or no episode is left.
     """
-    options = CalvinOptions(actions, episodes, segment_steps, group_steps, camera, annotations, workers)
+    options = CalvinOptions(actions, episodes, segment_steps, group_steps, camera, annotations, renderer, workers)
     folders = {folder.name: folder for folder in split_folders(path)} or {"": path}
     ranges, found = [], {}
     for split, folder in folders.items():

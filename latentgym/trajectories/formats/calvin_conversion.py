@@ -85,7 +85,7 @@ def _to_native(dataset: CalvinDataset, out: Path, progress: Progress | None) -> 
         control_hz=dataset.control_hz,
         horizon=dataset.horizon,
         provenance=Provenance({}, {}, 0, "latentgym data convert", ""),
-        settings={"data_set": {**details, "source": dataset.key}},
+        settings={**dataset.settings, "data_set": {**details, "source": dataset.key}},
         episodes=len(dataset),
     )
     # Before the episodes, so that a data set without missing episodes has all its attachments.

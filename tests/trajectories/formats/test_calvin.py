@@ -172,6 +172,7 @@ def test_the_gripper_camera_can_be_the_main_one(make_calvin):
         ({"group_steps": 20}, "more than 64"),
         ({"episodes": "langauge"}, "'play' or 'language'"),
         ({"camera": "static"}, "rgb_static, rgb_gripper"),
+        ({"renderer": "auto"}, "'egl' or 'tiny'"),
         ({"annotations": "lang_other"}, "is missing"),
     ],
 )
