@@ -689,8 +689,12 @@ def assets_calvin(
         Path | None, typer.Option("-o", "--out", help="Folder to make; the user's cache by default.")
     ] = None,
     source: Annotated[
-        str | None, typer.Option(help="Folder or local git clone of mees/calvin_env; GitHub by default.")
-    ] = None,
+        list[str],
+        typer.Option(
+            help="Folder or local git clone of mees/calvin_env, and of mees/calvin for its sentences; repeatable; by "
+            "default both on GitHub."
+        ),
+    ] = [],  # noqa: B006
 ) -> None:
     """Fetch CALVIN's scenes at the pinned revision, every file checked."""
     from latentgym.envs.calvin.assets import default_folder, fetch_assets, instructions

@@ -10,7 +10,7 @@ import os
 import subprocess
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +99,7 @@ def instructions(root: Path, split: str = "validation") -> dict[str, list[str]]:
 
 def fetch_assets(
     out: str | os.PathLike[str] | None = None,
-    source: str | None = None,
+    source: str | Sequence[str] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Bring CALVIN's assets here, every file checked against its SHA-256; the folder appears whole or not at all.
@@ -107,9 +107,9 @@ def fetch_assets(
     Args:
         out: folder to make; the user's cache by default. One that is there and whole is left alone.
         source: a folder laid out like a checkout of calvin_env, or a local git repository (bare or not) with the pinned
-            revision or the same files at its head; by default the public repository on GitHub. Instruction sentences
-            belong to another repository, mees/calvin, and are taken from the folder ``annotations`` where a local
-            source has it.
+            revision or the same files at its head; or several, each file taken from the first that has it; by default
+            the public repositories on GitHub. Instruction sentences belong to another repository, mees/calvin: name its
+            clone as well, or a folder that holds them in ``annotations``.
         progress: called with (files done, files in all).
 
     Returns:
@@ -123,11 +123,11 @@ def fetch_assets(
         try:
             return find_assets(target)
         except CorruptDataError as error:
-            raise LatentGymError(f"{target} exists and is not whole: {error}; remove it first") from error
-    wanted = _wanted()
+            raise LatentGymError(f"{str(error).partition('; ')[0]}; remove that folder, then fetch again") from error
+    wanted, read_file = _wanted(), _opener(source)
     with atomic_directory(target) as folder:
         for count, (path, read) in enumerate(wanted, start=1):
-            data = read(_opener(source))
+            data = read(read_file)
             if data is not None:
                 (folder / path).parent.mkdir(parents=True, exist_ok=True)
                 (folder / path).write_bytes(data)
@@ -166,13 +166,22 @@ def _checked(repository: str, path: str, entry: Mapping[str, Any], read: _Opener
     return data
 
 
-def _opener(source: str | None) -> _Opener:
-    if source is None:
+def _opener(source: str | Sequence[str] | None) -> _Opener:
+    if not source:
         return _download
+    openers = [_local_opener(name) for name in ([source] if isinstance(source, str) else source)]
+
+    def first_found(repository: str, path: str, original: str) -> bytes | None:
+        return next((data for opener in openers if (data := opener(repository, path, original)) is not None), None)
+
+    return first_found
+
+
+def _local_opener(source: str) -> _Opener:
     root = Path(source)
     if not root.is_dir():
         raise LatentGymError(f"no source of CALVIN's assets at {source}: expected a folder or a git repository")
-    if (root / "data").is_dir():
+    if any((root / folder).is_dir() for folder in ("data", "annotations")):
         return functools.partial(_read_folder, root)
     return functools.partial(_read_git, root)
 
