@@ -245,18 +245,20 @@ class _ChainRunner:
     def run(self, numbered: _Numbered) -> ChainRecord:
         index, (condition, tasks) = numbered
         robot_obs, scene_obs = initial_state(condition)
-        self._env.reset(seed=0, options={"robot_obs": robot_obs, "scene_obs": scene_obs})
+        state = {"robot_obs": robot_obs, "scene_obs": scene_obs, "task": tasks[0]}
+        observation, _ = self._env.reset(seed=0, options=state)
         steps: list[int] = []
         for place, task in enumerate(tasks):
-            solved, taken = self._follow(task, derive_seed(self._setting.seed, "chain", index, place))
+            if place:
+                observation = self._inner.start_task(task)
+            solved, taken = self._follow(observation, derive_seed(self._setting.seed, "chain", index, place))
             steps.append(taken)
             if not solved:
                 return ChainRecord(index, tuple(tasks), tuple(steps), place)
         return ChainRecord(index, tuple(tasks), tuple(steps), len(tasks))
 
-    def _follow(self, task: str, seed: int) -> tuple[bool, int]:
-        """Give one instruction; whether it succeeded, and the steps taken."""
-        observation = self._inner.start_task(task)
+    def _follow(self, observation: Mapping[str, Any], seed: int) -> tuple[bool, int]:
+        """Act on one instruction from its first observation on; whether it succeeded, and the steps taken."""
         self._policy.reset(np.ones(1, np.bool_), [seed])
         for step in range(1, self._setting.steps + 1):
             batch = {

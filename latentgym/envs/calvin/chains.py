@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentgym.envs.calvin.scene import BLOCKS, BUTTON, DRAWER, LED, LIGHTBULB, SLIDER, SWITCH
-from latentgym.errors import LatentGymError
+from latentgym.errors import LatentGymError, UnknownNameError
 
 CHAIN_LENGTH = 5
 OFFICIAL_CHAINS = 1000
@@ -138,13 +138,18 @@ def _only_next_state(state: tuple[Any, ...], task: int) -> tuple[Any, ...] | Non
     return tuple(states[0].values()) if len(states) == 1 else None
 
 
-def _valid(state: tuple[Any, ...] | None, tasks: Sequence[int]) -> bool:
-    """Whether each task can be done in exactly one way after the one before, no two of one category."""
+def _feasible(state: tuple[Any, ...] | None, tasks: Sequence[int]) -> bool:
+    """Whether each task can be done in exactly one way after the one before."""
     for task in tasks:
         state = _only_next_state(state, task) if state is not None else None
         if state is None:
             return False
-    return len({_task_table()[OFFICIAL_ORDER[task]][0] for task in tasks}) == len(tasks)
+    return True
+
+
+def _valid(state: tuple[Any, ...], tasks: Sequence[int]) -> bool:
+    """Whether the tasks are feasible, no two of one category."""
+    return _feasible(state, tasks) and len({_task_table()[OFFICIAL_ORDER[task]][0] for task in tasks}) == len(tasks)
 
 
 @functools.cache
@@ -208,6 +213,43 @@ def official_chains(n: int = OFFICIAL_CHAINS) -> list[Chain]:
     return [(dict(state), list(chain)) for state, chain in _thousand()[:n]]
 
 
+def short_chains(tasks: Sequence[str], n: int, length: int = 2, seed: int = 0) -> list[Chain]:
+    """Chains of a few tasks only, for policies that were trained on no others.
+
+    Drawn among all chains of ``length`` different ones of ``tasks`` that the official evaluation could draw, but that
+    two may be of one category, such as opening the drawer and closing it: each task can be done, in exactly one way,
+    after the one before.
+
+    Args:
+        tasks: names of tasks.
+        n: how many chains.
+        length: instructions per chain, at most 5.
+        seed: of the draw, without replacement while there are enough.
+
+    Raises:
+        UnknownNameError: if a name is not a task.
+        LatentGymError: if ``n`` or ``length`` is out of range, or no such chain exists.
+    """
+    names = list(dict.fromkeys(tasks))
+    for name in names:
+        if name not in OFFICIAL_ORDER:
+            raise UnknownNameError("CALVIN task", name, OFFICIAL_ORDER)
+    if n < 1 or not 1 <= length <= CHAIN_LENGTH:
+        raise LatentGymError(f"short_chains: expected n of at least 1 and length from 1 to 5, found {n} and {length}")
+    numbers = [OFFICIAL_ORDER.index(name) for name in names]
+    possible = [
+        (condition, [OFFICIAL_ORDER[task] for task in chain])
+        for condition in initial_conditions()
+        for chain in itertools.permutations(numbers, length)
+        if _feasible(tuple(condition.values()), chain)
+    ]
+    if not possible:
+        raise LatentGymError(f"no chain of {length} of the tasks {', '.join(names)} can be done; name more tasks")
+    rng = np.random.default_rng(seed)
+    drawn = rng.choice(len(possible), size=n, replace=n > len(possible))
+    return [(dict(possible[index][0]), possible[index][1]) for index in drawn]
+
+
 _ROBOT_OBS = (
     *(0.02586889, -0.2313129, 0.5712808, 3.09045411, -0.02908596, 1.50013585, 0.07999963),
     *(-1.21779124, 1.03987629, 2.11978254, -2.34205014, -0.87015899, 1.64119093, 0.55344928, 1.0),
@@ -256,13 +298,14 @@ def initial_state(initial_condition: Mapping[str, Any]) -> tuple[NDArray[np.floa
 
 
 def _official_seed(initial_condition: Mapping[str, Any]) -> int:
-    """The official evaluation's ``pyhash.fnv1_32()`` of the condition's values as text.
+    """The official evaluation's hash of the condition's values as text, which pyhash takes in UTF-16."""
+    return _fnv1_32(str(dict(initial_condition).values()).encode("utf-16-le"))
 
-    That function starts from 0 where FNV-1 has its offset basis, and under Python 3 it hashes the text's UTF-16 bytes.
-    """
-    text = str(dict(initial_condition).values())
+
+def _fnv1_32(data: bytes) -> int:
+    """32-bit FNV-1 as pyhash has it: from its seed, 0, where the definition has an offset basis."""
     value = 0
-    for byte in text.encode("utf-16-le"):
+    for byte in data:
         value = (value * 0x01000193) % 2**32 ^ byte
     return value
 

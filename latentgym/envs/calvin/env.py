@@ -51,7 +51,8 @@ class CalvinEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
 
     Args:
         scene: ``"A"``, ``"B"``, ``"C"`` or ``"D"``.
-        task: one of the 34 tasks, judged in every episode; ``reset`` may name another. Without one, nothing succeeds.
+        task: one of the 34 tasks, judged in every episode, or several, of which each episode draws one; ``reset`` may
+            name another. Without one, nothing succeeds.
         action_mode: ``"relative"`` or ``"absolute"``.
         renderer: ``"egl"`` is what the published data were rendered with, ``"tiny"`` the reproducible one on a CPU,
             ``"auto"`` EGL where a child process draws with it, else tiny. The choice is in ``contract.settings``.
@@ -77,7 +78,7 @@ class CalvinEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         self,
         scene: str,
         *,
-        task: str | None = None,
+        task: str | Sequence[str] | None = None,
         action_mode: Literal["relative", "absolute"] = "relative",
         renderer: Literal["auto", "egl", "tiny"] = "auto",
         cameras: Sequence[str] = _CAMERAS,
@@ -99,8 +100,8 @@ class CalvinEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         root = find_assets(assets)
         self.scene = load_scene(scene, root)
         self._sentences = instructions(root)
-        self._default_task = None if task is None else _checked_task(task)
-        self.task = self._default_task
+        self._tasks = _checked_tasks(task)
+        self.task = self._tasks[0] if len(self._tasks) == 1 else None
         chosen = choose_renderer(renderer) if cameras else None
         self.simulator: Simulator = (
             World(self.scene, root, egl=chosen == "egl", frame_sizes=self._sizes)
@@ -114,7 +115,7 @@ class CalvinEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
             "pixels": pixels,
             "cameras": list(cameras),
             "depth": depth,
-            "task": task,
+            "task": task if task is None or isinstance(task, str) else list(task),
             "action_mode": action_mode,
             "horizon": horizon,
             "backend": backend,
@@ -163,7 +164,7 @@ class CalvinEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
 
         Args:
             seed: determines the episode fully; not needed where ``options`` give the state.
-            options: ``"task"``: name of the task to judge in this episode. ``"robot_obs"`` ``(15,)`` and
+            options: ``"task"``: name of the task to judge in this episode, or ``None``. ``"robot_obs"`` ``(15,)`` and
                 ``"scene_obs"`` ``(24,)``: the state to start from; they come back changed by up to 2e-3, since the
                 simulator takes one step. What is not given is at rest for the robot; the scene is drawn such that the
                 task can be done (tasks of placing and stacking begin with a lifted block in the hand) or, without a
@@ -179,12 +180,18 @@ class CalvinEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
                 raise UnknownNameError(f"reset option of {self.env_id}", name, _RESET_OPTIONS)
         robot_obs = _checked_vector("robot_obs", options.get("robot_obs"), ROBOT_OBS_SIZE, self.env_id)
         scene_obs = _checked_vector("scene_obs", options.get("scene_obs"), SCENE_OBS_SIZE, self.env_id)
-        task = options.get("task", self._default_task)
+        task = options["task"] if "task" in options else self._draw_task()
         if task is not None and _checked_task(task) and scene_obs is None:
             self._reset_for(task, robot_obs)
         else:
             self.simulator.reset(self.np_random, robot_obs, scene_obs)
         return self.start_task(task), {"is_success": False}
+
+    def _draw_task(self) -> str | None:
+        """One of the environment's own tasks."""
+        if len(self._tasks) < 2:
+            return self._tasks[0] if self._tasks else None
+        return self._tasks[int(self.np_random.integers(len(self._tasks)))]
 
     def _reset_for(self, task: str, robot_obs: NDArray[np.float64] | None) -> None:
         """Bring the simulator into a random state in which ``task`` can be done, a block in the hand where need be."""
@@ -229,10 +236,12 @@ class CalvinEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
             raise LatentGymError(f"{self.env_id}: the episode is over (or never began); call reset first")
         self.simulator.step(checked_action(action, self.contract), relative=self._relative)
         self._steps += 1
-        success = self._solved()
+        success = self.is_solved
         return self._observe(), float(success), False, self._steps >= self.contract.horizon, {"is_success": success}
 
-    def _solved(self) -> bool:
+    @property
+    def is_solved(self) -> bool:
+        """Whether the task is achieved now, judged from the moment when its instruction was given."""
         if self.task is None or self._start is None:
             return False
         return predicate(self.task)(self._start, self.simulator.snapshot())
@@ -291,6 +300,13 @@ def _original(scene: str, cameras: Sequence[str], renderer: str | None) -> Simul
 def _checked_task(task: str) -> str:
     predicate(task)
     return task
+
+
+def _checked_tasks(task: str | Sequence[str] | None) -> tuple[str, ...]:
+    tasks = () if task is None else (task,) if isinstance(task, str) else tuple(task)
+    if task is not None and not tasks:
+        raise LatentGymError("task: expected the name of a task or of several, found none; leave it out for no task")
+    return tuple(_checked_task(name) for name in tasks)
 
 
 def _checked_vector(name: str, value: Any, size: int, env_id: str) -> NDArray[np.float64] | None:

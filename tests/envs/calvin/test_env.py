@@ -12,7 +12,9 @@ import pytest
 
 from latentgym.envs import make_env
 from latentgym.envs.calvin import TASKS, initial_state, official_chains
+from latentgym.envs.calvin.actions import ACTION_SPECS
 from latentgym.errors import CorruptDataError, LatentGymError, UnknownNameError
+from latentgym.trajectories.formats import calvin_layout as layout
 
 
 @pytest.fixture
@@ -129,6 +131,41 @@ def test_placing_begins_with_a_block_in_the_hand(env: gymnasium.Env, task: str) 
     now = env.unwrapped.simulator.snapshot()
     held = [name for name, block in now.blocks.items() if block.touched == {now.robot}]
     assert len(held) == 1 and now.robot_touches == {now.blocks[held[0]].uid}
+
+
+def test_an_expert_leaves_what_it_has_done(assets: Path) -> None:
+    """It does not press the button again, which would turn the light off."""
+    env = make_env("latentgym/CalvinD-v0", assets=assets, pixels=False, task="turn_on_led", horizon=90)
+    observation, _ = env.reset(seed=3)
+    expert = env.unwrapped.make_expert()
+    expert.reset(env, np.random.default_rng(0))
+    solved = []
+    for _ in range(90):
+        observation, *_, info = env.step(expert.act(env, observation))
+        solved.append(info["is_success"])
+    assert solved == sorted(solved) and solved[-1]
+    env.close()
+
+
+def test_several_tasks_are_drawn_from_the_seed(assets: Path) -> None:
+    tasks = ["turn_on_led", "open_drawer", "move_slider_left"]
+    env = make_env("latentgym/CalvinA-v0", assets=assets, pixels=False, task=tasks, horizon=4)
+    seeds = (0, 1, 11, 0, 1, 11)
+    drawn = [(env.reset(seed=seed)[0]["instruction"], env.unwrapped.task) for seed in seeds]
+    assert drawn[:3] == drawn[3:] and {task for _, task in drawn} == set(tasks)
+    assert len({sentence for sentence, _ in drawn}) == 3 and env.unwrapped.contract.settings["task"] == tasks
+    env.reset(seed=0, options={"task": "turn_off_led"})
+    assert env.unwrapped.task == "turn_off_led"
+    env.close()
+    with pytest.raises(UnknownNameError):
+        make_env("latentgym/CalvinA-v0", assets=assets, pixels=False, task=["turn_on_led", "dance"])
+    with pytest.raises(LatentGymError, match="none"):
+        make_env("latentgym/CalvinA-v0", assets=assets, pixels=False, task=[])
+
+
+def test_actions_mean_what_the_published_data_say() -> None:
+    """So that a policy trained on either action space of the data fits the environment of that mode."""
+    assert ACTION_SPECS == {"relative": layout.RELATIVE_ACTIONS, "absolute": layout.ABSOLUTE_ACTIONS}
 
 
 def test_wrong_scene_letters_are_refused(assets: Path) -> None:
