@@ -22,6 +22,7 @@ from latentgym.statistics import (
     percentile_interval,
     wilson_interval,
 )
+from latentgym.studies.cells import CHAINS_NAME
 from latentgym.studies.config import StudyConfig
 from latentgym.studies.evidence import is_evidence, replicate_name
 from latentgym.studies.plan import ADAPTED_SUFFIX, EncoderUse, SuitePlan
@@ -141,6 +142,7 @@ def all_rows(plan: SuitePlan, measured: Sequence[Measured], root: Path, config: 
     for item in measured:
         rows += list(_comparisons(item, measured))
     rows += list(_baseline_rows(plan, root))
+    rows += list(_chain_rows(plan, measured, root))
     return rows
 
 
@@ -229,6 +231,23 @@ def _baseline_rows(plan: SuitePlan, root: Path) -> Iterator[Row]:
             env=env, encoder=f"{name} policy", family=family, metric="success_rate", readout="policy",
             policy_seed=policy_seed, value=successes / total, low=low, high=high, n=total,
         )  # fmt: skip
+
+
+def _chain_rows(plan: SuitePlan, measured: Sequence[Measured], root: Path) -> Iterator[Row]:
+    """Chains with at least 1, 2, … instructions done in a row, and the mean length."""
+    for follower, cell in plan.chains:
+        found = read_json(cell.folder(root) / CHAINS_NAME)
+        columns: dict[str, Any] = {"env": found["env_id"], "readout": "policy", "n": found["chains"]}
+        if isinstance(follower, str):
+            family = "reference" if follower == "expert policy" else "floor"
+            columns |= {"encoder": follower, "family": family}
+        else:
+            item = next(item for item in measured if item.use == follower and item.env == found["env_id"])
+            columns |= {**item.identity, "policy_seed": plan.suite.policy_seeds[0]}
+        for length, rate in found["success_at"].items():
+            value, low, high = (rate[name] for name in ("rate", "low", "high"))
+            yield Row(**columns, metric=f"chain_success_at_{length}", value=value, low=low, high=high)
+        yield Row(**columns, metric="mean_chain_length", **found["mean_length"])
 
 
 def claim_replicates(measured: Sequence[Measured]) -> dict[str, NDArray[np.float64]]:

@@ -17,17 +17,19 @@ from latentgym.encoders import Encoder, FeatureCache, load_encoder
 from latentgym.encoders.adaptation import adapt
 from latentgym.encoders.pretraining import pretrain
 from latentgym.encoders.small import random_small
+from latentgym.envs.calvin import short_chains
 from latentgym.envs.recording import record
 from latentgym.policies import Policy, load_policy, train_policy
 from latentgym.policies.baselines import ConstantPolicy, ExpertPolicy, RandomPolicy
 from latentgym.policies.convnet import train_convnet_policy
 from latentgym.probes import fidelity, probe, probe_floors, robustness
 from latentgym.results import Row
-from latentgym.rollouts import evaluate
+from latentgym.rollouts import evaluate, evaluate_chains
 from latentgym.seeding import derive_seed
 from latentgym.trajectories import Dataset, Split, open_dataset, split_episodes
 
 DATA_NAME = "data.json"
+CHAINS_NAME = "chains.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -296,6 +298,21 @@ def run_rollout(task: Task) -> None:
     write_json(task.out / "rollouts.json", evaluation.to_dict())
 
 
+def run_chains(task: Task) -> None:
+    """Let a policy follow short chains of CALVIN's instructions, the same ones for every policy."""
+    params = task.params
+    size = {} if params["image_size"] is None else {"image_size": params["image_size"]}
+    seed = derive_seed(task.seed, "chains")
+    evaluation = evaluate_chains(
+        _policy_of(task),
+        short_chains(params["tasks"], params["chains"], params["length"], seed),
+        seed=seed,
+        env_options={**size, **params["env_options"]},
+        **({} if params["steps"] is None else {"steps_per_instruction": params["steps"]}),
+    )
+    write_json(task.out / CHAINS_NAME, evaluation.to_dict())
+
+
 RUNNERS: dict[str, Callable[[Task], None]] = {
     "record": run_record,
     "data": run_data,
@@ -306,4 +323,5 @@ RUNNERS: dict[str, Callable[[Task], None]] = {
     "floors": run_floors,
     "convnet": run_convnet,
     "rollout": run_rollout,
+    "chains": run_chains,
 }

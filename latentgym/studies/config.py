@@ -37,6 +37,11 @@ class Suite(_Section):
         checkpoints: steps at which intermediate checkpoints are kept, probed and rolled out.
         policy_seeds: seeds of the cloning heads on final checkpoints; intermediate ones use the first.
         convnet_baseline: also train a policy end to end from pixels.
+        condition: ``"instruction"`` for cloning heads that are told the episode's instruction, ``"none"`` for heads
+            that are told nothing; as in ``policy`` by default.
+        chains: short chains of CALVIN's instructions that each policy of scene D also follows, among the tasks that
+            ``env_options`` names; 0 for none. Conditioned policies alone can tell which task is asked for.
+        chain_length: instructions per chain.
         policies: further policies to roll out, by environment: folders of trained policies, or model files of
             Stable-Baselines3. Their rows are named after the file.
         optional: leave the suite out, with a warning, where its environments cannot be made here.
@@ -60,6 +65,9 @@ class Suite(_Section):
     checkpoints: tuple[int, ...] = ()
     policy_seeds: tuple[int, ...] = (0,)
     convnet_baseline: bool = False
+    condition: Literal["none", "instruction"] | None = None
+    chains: int = Field(0, ge=0)
+    chain_length: int = Field(2, ge=1, le=5)
     policies: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     optional: bool = False
     data: str = ""
@@ -87,6 +95,23 @@ class Suite(_Section):
         if self.policies and not self.rollouts:
             raise ValueError("policies are rolled out, but rollouts is 0")
         return self
+
+    @model_validator(mode="after")
+    def _chains_of_named_tasks(self) -> Suite:
+        if self.chains:
+            from latentgym.envs.calvin import short_chains
+            from latentgym.rollouts.calvin_chains import CHAINS_ENV
+
+            if not self.rollouts or CHAINS_ENV not in self.envs:
+                raise ValueError(f"chains are followed in {CHAINS_ENV}, which must be among envs, with rollouts")
+            short_chains(self.tasks, self.chains, self.chain_length)
+        return self
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks that ``env_options`` names."""
+        named = self.env_options.get("task") or ()
+        return (named,) if isinstance(named, str) else tuple(named)
 
 
 class PretrainingSettings(_Section):

@@ -40,6 +40,7 @@ ROOMS_OF_KIND = {
     "offline": ("trajectories", "encoders", "probes", "policies"),
     "convnet": ("trajectories", "encoders", "policies"),
     "rollout": ("trajectories", "encoders", "envs", "policies", "rollouts"),
+    "chains": ("trajectories", "encoders", "envs", "policies", "rollouts"),
 }
 RESUMABLE_KINDS = frozenset({"record", "pretrain"})
 # glibc hands large tensors back to the system and asks for them again, a page fault for every 4 KiB: a tenth of the

@@ -9,6 +9,7 @@ from typing import Any
 
 from latentgym.artifacts import content_key, file_digest
 from latentgym.errors import LatentGymError
+from latentgym.rollouts.calvin_chains import CHAINS_ENV
 from latentgym.studies.config import PolicySettings, StudyConfig, Suite
 from latentgym.studies.engine import Cell
 from latentgym.trajectories import open_dataset
@@ -73,6 +74,7 @@ class SuitePlan:
     floors: list[tuple[str, Cell]] = dataclasses.field(default_factory=list)
     baselines: list[tuple[str, str, int | None, Cell]] = dataclasses.field(default_factory=list)
     corrupted: list[tuple[EncoderUse, str, int, str, Cell]] = dataclasses.field(default_factory=list)
+    chains: list[tuple[EncoderUse | str, Cell]] = dataclasses.field(default_factory=list)
 
     def cells(self) -> Iterator[Cell]:
         """Every cell after its inputs: recordings, pretraining, then the rest encoder by encoder."""
@@ -83,6 +85,7 @@ class SuitePlan:
         yield from (cell for *_, cell in self.offline)
         yield from (cell for *_, cell in self.rollouts)
         yield from (cell for *_, cell in self.corrupted)
+        yield from (cell for _, cell in self.chains)
         yield from (cell for *_, cell in self.fidelity)
 
 
@@ -112,9 +115,15 @@ def _plan_suite(config: StudyConfig, suite: Suite, digests: Mapping[str, str]) -
                 if policy_seed == suite.policy_seeds[0]:
                     under = [(use, env, policy_seed, *found) for found in _corrupted_cells(config, use, cell)]
                     plan.corrupted.extend(under)
+            if _follows_chains(suite, env) and use.checkpoint is None:
+                name = f"policies/{suite.policy_seeds[0]}"
+                plan.chains.append((use, _chains_cell(config, suite, name, use.label, {"policy": offline})))
     for env in suite.envs:
         plan.floors.append((env, _floors_cell(config, env, plan.data[env])))
         plan.baselines += _baselines(config, suite, env, plan.data[env]) if suite.rollouts else ()
+        for policy in BASELINE_POLICIES if _follows_chains(suite, env) else ():
+            cell = _chains_cell(config, suite, policy, f"{policy} policy", {"data": plan.data[env]})
+            plan.chains.append((f"{policy} policy", cell))
     return plan
 
 
@@ -196,7 +205,7 @@ def _offline_cell(config: StudyConfig, suite: Suite, env: str, data: Cell, use: 
         "encoder": use.params,
         "seed": config.seed,
         **_probe_params(config, use),
-        "policy": _policy_params(config, use),
+        "policy": _policy_params(config, suite, use),
         "policy_seeds": list(_policy_seeds(suite, use)),
         "demonstrations": suite.demonstrations,
     }
@@ -215,17 +224,17 @@ def _probe_params(config: StudyConfig, use: EncoderUse) -> dict[str, Any]:
     return {"probe": {**settings, "mlp_horizons": []}, "controls": []}
 
 
-def _policy_params(config: StudyConfig, use: EncoderUse) -> dict[str, Any]:
+def _policy_params(config: StudyConfig, suite: Suite, use: EncoderUse) -> dict[str, Any]:
     """Equal heads for every encoder, save the history of the one that reads the simulator's state."""
-    settings = config.policy.model_dump()
+    settings = {**config.policy.model_dump(), "condition": suite.condition or config.policy.condition}
     state_history = settings.pop("state_history")
+    if settings["condition"] != "instruction":
+        del settings["instruction_encoder"]
     # What every study had before there was a choice is left out, so that finished cells keep their keys.
     fields = PolicySettings.model_fields
     for name in ("head", "chunk", "condition", "head_options"):
         if settings[name] == fields[name].get_default(call_default_factory=True):
             del settings[name]
-    if config.policy.condition != "instruction":
-        del settings["instruction_encoder"]
     return {**settings, "history": state_history} if use.source == "state" else settings
 
 
@@ -255,6 +264,26 @@ def _corrupted_cells(config: StudyConfig, use: EncoderUse, clean: Cell) -> Itera
         for corruption in config.rollout.corruptions:
             params = {**clean.params, "corruption": corruption, "videos": 0}
             yield corruption, Cell("rollout", f"{clean.name} under {corruption}", params, clean.inputs)
+
+
+def _follows_chains(suite: Suite, env: str) -> bool:
+    return suite.chains > 0 and suite.rollouts > 0 and env == CHAINS_ENV
+
+
+def _chains_cell(config: StudyConfig, suite: Suite, policy: str, label: str, inputs: Mapping[str, Cell]) -> Cell:
+    """Chains last as long per instruction as the episodes of single tasks."""
+    options = {name: value for name, value in suite.env_options.items() if name not in ("task", "horizon")}
+    params = {
+        "env_options": options,
+        "image_size": None if suite.data else suite.image_size,
+        "policy": policy,
+        "seed": config.seed,
+        "tasks": list(suite.tasks),
+        "chains": suite.chains,
+        "length": suite.chain_length,
+        "steps": suite.env_options.get("horizon"),
+    }
+    return Cell("chains", f"chains of {label}", params, inputs)
 
 
 def _baselines(config: StudyConfig, suite: Suite, env: str, data: Cell) -> Iterator[tuple[str, str, int | None, Cell]]:

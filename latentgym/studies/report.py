@@ -14,7 +14,14 @@ from latentgym.errors import CorruptDataError
 from latentgym.studies import summary
 from latentgym.studies.pages import embedded, render_page, script_json
 from latentgym.studies.summary import EncoderSummary, Estimate, Row
-from latentgym.studies.tables import control_table, pareto_table, policy_corruption_tables, robustness_table
+from latentgym.studies.tables import (
+    chain_table,
+    control_table,
+    pareto_table,
+    policy_corruption_tables,
+    robustness_table,
+    temporal_table,
+)
 from latentgym.studies.wording import METRICS, label_env, label_metric, label_name
 
 # Only in the tables of single tasks: the main table must fit a page.
@@ -68,6 +75,8 @@ def _context(study_dir: Path, results: Mapping[str, Any], run: Mapping[str, Any]
         "controls": control_table(rows, summaries),
         "robustness": robustness_table(rows, summaries),
         "corrupted_policies": policy_corruption_tables(rows, summaries),
+        "temporal": temporal_table(rows, summaries),
+        "chains": chain_table(rows, summaries),
         "membership": pareto_table(rows, summaries),
         "claims": _claims(results.get("claims") or []),
         "counts": _counts(rows, summaries, envs),

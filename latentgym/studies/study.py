@@ -23,6 +23,7 @@ from latentgym.artifacts import atomic_write, content_key, write_json
 from latentgym.encoders import load_encoder
 from latentgym.envs import make_env
 from latentgym.errors import LatentGymError
+from latentgym.policies.sentences import sentence_size
 from latentgym.results import Row
 from latentgym.rollouts.link import LinkRow, link, write_points
 from latentgym.seeding import derive_seed
@@ -103,6 +104,8 @@ def _preflight(config: StudyConfig) -> tuple[StudyConfig, dict[str, str]]:
             if suite.data and not suite.rollouts:
                 suites.append(suite)
                 continue
+            if suite.condition == "instruction":
+                sentence_size()  # the sentence encoder's weights are there
             for env_id in suite.envs:
                 make_env(env_id, image_size=suite.image_size, pixels=False, **suite.env_options).close()
         except LatentGymError as error:
@@ -122,14 +125,16 @@ def _with_data(suite: Suite) -> Suite:
     if not suite.data:
         return suite
     dataset = open_dataset(suite.data, **suite.data_options)
-    changes: dict[str, Any] = {"envs": (dataset.env_id,)}
+    # The renderer is the data's own where that can be had.
+    options = {name: value for name, value in suite.env_options.items() if name != "renderer"}
+    changes: dict[str, Any] = {"envs": (dataset.env_id,), "env_options": options}
     if suite.rollouts and "/" not in dataset.env_id:
         warnings.warn(
             f"suite {suite.name!r}: {suite.data} holds several scenes ({dataset.env_id}), which are no one environment "
             "to roll out in; its rollouts are left out",
             stacklevel=3,
         )
-        changes["rollouts"] = 0
+        changes |= {"rollouts": 0, "chains": 0}
     return suite.model_copy(update=changes)
 
 

@@ -12,6 +12,7 @@ from latentgym.probes.pareto import pareto_membership
 from latentgym.results import Row as ResultRow
 from latentgym.seeding import numpy_generator
 from latentgym.studies.assemble import Measured, replicate_key
+from latentgym.studies.evidence import BENCHMARKS
 from latentgym.studies.summary import EncoderSummary, Estimate, combine, environments, over_tasks
 
 Row = Mapping[str, Any]
@@ -27,6 +28,14 @@ CONTROLS = {
 }
 ROBUSTNESS = {"corrupted_r2": "R²", "r2_drop": "drop", "latent_cosine_similarity": "cosine"}
 _PROBED = {"readout": "ridge", "input": "pair", "k": 1, "subset": "all", "dimension": "macro"}
+# Metric and subset of the windows to what the column is called.
+TEMPORAL = {
+    ("action_r2", "all"): "two frames",
+    ("single_frame_r2", "all"): "one frame",
+    ("temporal_gain", "all"): "gain",
+    ("temporal_gain", "random_actions"): "gain, random actions",
+}
+MEAN_CHAIN_LENGTH = "mean_chain_length"
 NOT_ON_FRONT = ("floor", "random", "reference")
 
 
@@ -123,6 +132,63 @@ def policy_corruption_tables(rows: Sequence[Row], summaries: Sequence[EncoderSum
         lines = [line for line in _table(own, summaries, wanted, {"readout": "policy"}) if len(line[2]) > 1]
         tables.append({"env": label, "conditions": conditions, "lines": lines})
     return tables
+
+
+def temporal_table(rows: Sequence[Row], summaries: Sequence[EncoderSummary]) -> dict[str, Any]:
+    """Temporal gain benchmark by benchmark, where a study has several: what of the action needs time in each."""
+    envs = environments(rows)
+    groups = {name: [env for env in envs if _benchmark(env) == name] for name in dict.fromkeys(map(_benchmark, envs))}
+    if len(groups) < 2:
+        return {"benchmarks": {}, "metrics": TEMPORAL, "lines": []}
+    chosen = {
+        (metric, subset): [
+            row
+            for row in rows
+            if (row["metric"], row.get("subset"), row["readout"], row.get("k")) == (metric, subset, "ridge", 1)
+            and row.get("dimension") in (None, "macro")
+            and row.get("checkpoint") is None
+            and row.get("input") != "difference"
+            and row["value"] is not None
+        ]
+        for metric, subset in TEMPORAL
+    }
+    lines = []
+    for item in summaries:
+        cells = {}
+        for column, found in chosen.items():
+            mine = [row for row in found if row["encoder"] == item.name]
+            for name, members in groups.items():
+                parts = [[row for row in mine if row["env"] == env] for env in members]
+                if all(parts):
+                    cells[name, column] = over_tasks([combine(part, independent=False) for part in parts])
+        if cells:
+            lines.append((item.name, item.group, cells))
+    return {"benchmarks": groups, "metrics": TEMPORAL, "lines": lines}
+
+
+def _benchmark(env: str) -> str:
+    known = (name for prefix, name in BENCHMARKS.items() if env.lower().startswith(prefix.lower()))
+    return next(known, "calvin" if env.startswith("calvin") else env.partition("/")[0])
+
+
+def chain_table(rows: Sequence[Row], summaries: Sequence[EncoderSummary]) -> dict[str, Any]:
+    """Chains of instructions: share done up to each length, and mean length; empty where none were followed."""
+    prefix = "chain_success_at_"
+    found = [row for row in rows if row["metric"].startswith((prefix, MEAN_CHAIN_LENGTH)) and row["value"] is not None]
+    columns = sorted({row["metric"] for row in found}, key=lambda name: (name == MEAN_CHAIN_LENGTH, name))
+    lines = []
+    for item in summaries:
+        cells = {
+            column: combine(mine, independent=False)
+            for column in columns
+            if (mine := [row for row in found if row["metric"] == column and row["encoder"] == item.name])
+        }
+        if cells:
+            lines.append((item.name, item.group, cells))
+    labels = {
+        name: "mean length" if name == MEAN_CHAIN_LENGTH else f"{name.removeprefix(prefix)} done" for name in columns
+    }
+    return {"columns": labels, "lines": lines, "n": max((row["n"] or 0 for row in found), default=0)}
 
 
 def _table(
