@@ -458,7 +458,8 @@ def rollout(
     episodes: Annotated[int, typer.Option(min=1)] = 100,
     chains: Annotated[int, typer.Option(min=1, max=1000, help="How many of CALVIN's thousand chains.")] = 1000,
     seed: Seed = 0,
-    workers: Workers = 1,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that step environments; 0 for none.")] = 0,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Observations per batch of inference.")] = None,
     video: Annotated[Path | None, typer.Option(help="Folder for videos of successes and failures.")] = None,
     videos: Annotated[int, typer.Option(min=0, help="Videos kept of each outcome.")] = 3,
     corruption: Annotated[
@@ -466,6 +467,10 @@ def rollout(
     ] = [],  # noqa: B006
     severity: Annotated[list[int], typer.Option(help="Severity of corruptions, from 1; repeatable.")] = [],  # noqa: B006
     option: Annotated[list[str], typer.Option(help="key=value for the environment; repeatable.")] = [],  # noqa: B006
+    per_step: Annotated[bool, typer.Option("--per-step", help="Keep every step in --json.")] = False,
+    software: Annotated[
+        str, typer.Option(help="Another simulator or renderer than in training: warn, refuse or ignore.")
+    ] = "warn",
     assets: Assets = None,
     as_json: Json = False,
 ) -> None:
@@ -477,7 +482,7 @@ def rollout(
     if env == "calvin-chains":
         if video is not None:
             raise LatentGymError("calvin-chains writes no videos; leave out --video")
-        _rollout_chains(policy, chains, seed, workers, _options(option), as_json)
+        _rollout_chains(policy, chains, seed, max(1, workers), _options(option), as_json)
         return
     if corruption or severity:
         if video is not None:
@@ -487,7 +492,8 @@ def rollout(
         with track_counts(f"rolling out on {env}", None) as progress:
             report = evaluate_corrupted(
                 env, resolve_policy(policy), rollout_seeds(seed, env, episodes), corruptions=corruption,
-                severities=severity, workers=workers, env_options=_options(option), progress=progress,
+                severities=severity, env_options=_options(option), progress=progress, workers=workers,
+                batch_size=batch_size, per_step=per_step, software=software,
             )  # fmt: skip
         if as_json:
             _print_json(report.to_dict())
@@ -500,9 +506,12 @@ def rollout(
             resolve_policy(policy),
             rollout_seeds(seed, env, episodes),
             workers=workers,
+            batch_size=batch_size,
             env_options=_options(option),
             video_dir=video,
             videos=(videos, videos),
+            per_step=per_step,
+            software=software,
             progress=progress,
         )
     if as_json:

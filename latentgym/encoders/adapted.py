@@ -101,7 +101,7 @@ class AdaptedEncoder(Encoder):
     def __init__(self, base: Encoder, adapter: TokenAdapter, spec: EncoderSpec) -> None:
         self.base, self.spec = base, spec
         self.adapter = adapter.eval().requires_grad_(False)
-        self.device = base.device
+        self.device, self.concurrent = base.device, base.concurrent
 
     def to(self, device: str | torch.device) -> AdaptedEncoder:
         """Move the encoder to ``device`` and return it."""

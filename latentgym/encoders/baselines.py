@@ -20,6 +20,8 @@ class PixelEncoder(Encoder):
         LatentGymError: if ``image_size`` is not positive.
     """
 
+    concurrent = True
+
     def __init__(self, image_size: int = 16) -> None:
         if image_size < 1:
             raise LatentGymError(f"encoder 'pixels': image_size must be at least 1, found {image_size}")
@@ -45,6 +47,8 @@ class VectorEncoder(Encoder):
     Args:
         modality: ``"proprio"`` or ``"state"``, the observation that it reads.
     """
+
+    concurrent = True
 
     def __init__(self, modality: Literal["proprio", "state"]) -> None:
         self.spec = EncoderSpec(

@@ -103,11 +103,14 @@ class Encoder(abc.ABC):
     Attributes:
         spec: what it is.
         device: where it computes.
+        concurrent: whether several threads may encode at once, which a module that keeps anything between or during
+            passes (hooks, caches) forbids.
         label_episodes: episodes whose action labels it was trained on, by content key of their data set, where known.
     """
 
     spec: EncoderSpec
     device: torch.device = torch.device("cpu")
+    concurrent: bool = False
     label_episodes: Mapping[str, frozenset[int]] = MappingProxyType({})
 
     @abc.abstractmethod

@@ -39,7 +39,7 @@ class FedEncoder(Encoder):
 
     def __init__(self, encoder: Encoder, feeding: str) -> None:
         self.encoder, self.feeding = encoder, feeding
-        self.device = encoder.device
+        self.device, self.concurrent = encoder.device, encoder.concurrent
         spec = encoder.spec
         causal = feeding == "causal"
         self.spec = dataclasses.replace(

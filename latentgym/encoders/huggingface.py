@@ -14,6 +14,7 @@ import dataclasses
 import functools
 import inspect
 import json
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -130,6 +131,8 @@ class HuggingFaceEncoder(FrozenEncoder):
         interpolate: whether frames differ from the size that positions were trained at.
     """
 
+    concurrent = True
+
     def __init__(
         self,
         spec: EncoderSpec,
@@ -172,8 +175,11 @@ class HuggingFaceEncoder(FrozenEncoder):
     def _block_outputs(self, pixels: torch.Tensor, layers: Sequence[int]) -> list[torch.Tensor]:
         outputs: dict[int, torch.Tensor] = {}
 
+        caller = threading.get_ident()
+
         def keep(layer: int, _module: torch.nn.Module, _args: object, output: Any) -> None:
-            outputs[layer] = output[0] if isinstance(output, tuple) else output
+            if threading.get_ident() == caller:
+                outputs[layer] = output[0] if isinstance(output, tuple) else output
 
         inner = {layer for layer in layers if layer not in (-1, self.spec.layers - 1)}
         blocks: Any = self._blocks() if inner else ()

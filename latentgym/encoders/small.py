@@ -33,6 +33,8 @@ class SmallEncoder(Encoder):
     (``spec.temporal`` false) look at the last frame of the clip only.
     """
 
+    concurrent = True
+
     def __init__(self, network: EncodingNetwork, spec: EncoderSpec) -> None:
         self.network = network.eval().requires_grad_(False)
         self.spec = spec

@@ -16,9 +16,10 @@ from latentgym.errors import LatentGymError
 class LatentStream:
     """Encodes one new observation per environment and step, equal to the ``causal`` view of the episode so far.
 
-    Row i always serves environment i. Every row is encoded at every step, so that batches keep one size and a row's
-    features do not depend on which other environments are still running; an encoder that uses one distinct frame
-    encodes the new frame only.
+    Row i always serves environment i. By default every row is encoded at every step, so that batches keep one size and
+    a row's features do not depend on which other environments are still running; :meth:`advance` encodes some of the
+    rows, and leaves it to the caller to name the same number each time. An encoder that uses one distinct frame encodes
+    the new frame only.
 
     Args:
         encoder: the encoder.
@@ -42,7 +43,7 @@ class LatentStream:
             LatentGymError: if the number of rows changes while some are running.
         """
         mask = np.asarray(mask, dtype=bool)
-        if self._started is None or mask.all():
+        if self._started is None or (mask.all() and len(mask) != len(self._started)):
             self._started, self._history = np.zeros(len(mask), dtype=bool), None
         elif len(mask) != len(self._started):
             raise LatentGymError(f"latent stream of {len(self._started)} rows: reset was given {len(mask)}")
@@ -69,7 +70,43 @@ class LatentStream:
             LatentGymError: before the first reset, or if the observation lacks the entry or has another shape.
         """
         newest = self._newest(observation, camera)
-        history = self._remember(newest, rows)
+        if self._started is None:
+            raise LatentGymError("latent stream: call reset with a mask of all rows before the first push")
+        self._check_shape(newest, len(self._started), camera)
+        return self._encode(self._remember(newest, rows))
+
+    def advance(
+        self, observation: Mapping[str, NDArray[Any]], rows: NDArray[np.intp], camera: str = "pixels"
+    ) -> NDArray[np.float32]:
+        """Features ``(b, F)`` float32 of some rows after one new observation each; the others stand still.
+
+        Once it has returned for the first time, several threads may call it at once for different rows.
+
+        Args:
+            observation: as in :meth:`push`, with ``b`` entries.
+            rows: ``(b,)`` the rows that they belong to, all different.
+            camera: key of the camera.
+
+        Raises:
+            LatentGymError: as :meth:`push`.
+        """
+        newest = self._newest(observation, camera)
+        if self._started is None:
+            raise LatentGymError("latent stream: call reset with a mask of all rows before the first push")
+        self._check_shape(newest, len(rows), camera)
+        if self._history is None:
+            self._history = np.zeros((len(self._started), self._kept, *newest.shape[1:]), newest.dtype)
+        moved = np.concatenate([self._history[rows, 1:], newest[:, None]], axis=1)
+        fresh = ~self._started[rows]
+        moved[fresh] = newest[fresh, None]
+        self._history[rows], self._started[rows] = moved, True
+        return self._encode(moved)
+
+    @property
+    def _kept(self) -> int:
+        return self.encoder.spec.clip_length if self.encoder.spec.temporal else 1
+
+    def _encode(self, history: NDArray[Any]) -> NDArray[np.float32]:
         count, kept = history.shape[:2]
         length = self.encoder.spec.clip_length
         clips = history if kept == length else np.repeat(history, length, axis=1)
@@ -77,26 +114,31 @@ class LatentStream:
         return encode_clips(self.encoder, clips, self._view, pooling=self.pooling, batch_size=batch_size)
 
     def _newest(self, observation: Mapping[str, NDArray[Any]], camera: str) -> NDArray[Any]:
-        if self._started is None:
-            raise LatentGymError("latent stream: call reset with a mask of all rows before the first push")
         key = camera if self.encoder.spec.modality == "pixels" else self.encoder.spec.modality
         if key not in observation:
             raise LatentGymError(
                 f"encoder {self.encoder.spec.name!r} reads observation[{key!r}], which is not there; "
                 f"found {', '.join(sorted(observation))}"
             )
-        newest = np.asarray(observation[key])
-        expected = (len(self._started), *(newest.shape[1:] if self._history is None else self._history.shape[2:]))
+        return np.asarray(observation[key])
+
+    def _check_shape(self, newest: NDArray[Any], count: int, camera: str) -> None:
+        if self._history is not None and not self._started_any and newest.shape[1:] != self._history.shape[2:]:
+            self._history = None  # nothing is remembered yet: other frames than before the last reset are welcome
+        expected = (count, *(newest.shape[1:] if self._history is None else self._history.shape[2:]))
         if newest.shape != expected:
+            key = camera if self.encoder.spec.modality == "pixels" else self.encoder.spec.modality
             raise LatentGymError(f"observation[{key!r}]: expected shape {expected}, found {newest.shape}")
-        return newest
+
+    @property
+    def _started_any(self) -> bool:
+        return self._started is not None and bool(self._started.any())
 
     def _remember(self, newest: NDArray[Any], rows: NDArray[np.bool_] | None) -> NDArray[Any]:
         """History ``(B, kept, …)`` with ``newest`` last; a row's first observation fills all of it."""
         assert self._started is not None
-        kept = self.encoder.spec.clip_length if self.encoder.spec.temporal else 1
         if self._history is None:
-            self._history = np.repeat(newest[:, None], kept, axis=1)
+            self._history = np.repeat(newest[:, None], self._kept, axis=1)
         else:
             moved = np.concatenate([self._history[:, 1:], newest[:, None]], axis=1)
             fresh = ~self._started

@@ -43,6 +43,8 @@ class TimmEncoder(FrozenEncoder):
         model: the model, without classifier.
     """
 
+    concurrent = True
+
     def __init__(self, spec: EncoderSpec, model: Any) -> None:
         self._prefix_tokens = int(getattr(model, "num_prefix_tokens", 0) or 0)
         self._channels_last = getattr(model, "output_fmt", "NCHW") == "NHWC"

@@ -25,6 +25,7 @@ class BehaviourPolicy(CheckpointedPolicy):
     """A behaviour of the recording room in closed loop: one per row, each with a generator of its own."""
 
     needs_pixels = False
+    needs_simulator = True
     behaviour = ""
 
     def __init__(self) -> None:
@@ -60,12 +61,14 @@ class BehaviourPolicy(CheckpointedPolicy):
             self._behaviours[row].reset(self._envs[row], generator)
         self._started |= mask
 
-    def act(self, observation: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
-        """Actions ``(B, A)`` float32; zero in rows that have not started."""
-        actions = np.zeros((len(self._behaviours), self._size), dtype=np.float32)
-        for row in np.flatnonzero(self._started):
-            own = {key: values[row] for key, values in observation.items()}
-            actions[row] = self._behaviours[row].act(self._envs[row], own).action
+    def act(self, observation: Mapping[str, NDArray[Any]], rows: NDArray[np.intp] | None = None) -> NDArray[np.float32]:
+        """Actions ``(b, A)`` float32 of ``rows``; zero in those that have not started."""
+        rows = np.arange(len(self._behaviours)) if rows is None else rows
+        actions = np.zeros((len(rows), self._size), dtype=np.float32)
+        for place, row in enumerate(rows):
+            if self._started[row]:
+                own = {key: values[place] for key, values in observation.items()}
+                actions[place] = self._behaviours[row].act(self._envs[row], own).action
         return actions
 
     def record(self) -> dict[str, Any]:
@@ -122,6 +125,7 @@ class ConstantPolicy(CheckpointedPolicy):
     kind = "constant"
     name = "constant action"
     needs_pixels = False
+    concurrent = True
 
     def __init__(self, action: NDArray[np.floating[Any]], training: Training | None = None) -> None:
         self._action = np.asarray(action, dtype=np.float32)
@@ -149,9 +153,9 @@ class ConstantPolicy(CheckpointedPolicy):
         """Nothing to forget."""
         self._rows = len(mask)
 
-    def act(self, observation: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
-        """Actions ``(B, A)`` float32."""
-        return np.tile(self._action, (self._rows, 1))
+    def act(self, observation: Mapping[str, NDArray[Any]], rows: NDArray[np.intp] | None = None) -> NDArray[np.float32]:
+        """Actions ``(b, A)`` float32 of ``rows``."""
+        return np.tile(self._action, (self._rows if rows is None else len(rows), 1))
 
     def record(self) -> dict[str, Any]:
         """What the action was taken from."""

@@ -18,6 +18,7 @@ from latentgym.encoders.contract import Encoder, EncoderSpec
 from latentgym.encoders.registry import encoder_names, load_encoder
 from latentgym.encoders.small import SmallEncoder, save_small_encoder
 from latentgym.envs.contract import EnvContract
+from latentgym.envs.provenance import Software
 from latentgym.errors import CorruptDataError, LatentGymError, UnknownNameError
 from latentgym.policies.contract import Policy
 from latentgym.trajectories.episode import ActionSpec
@@ -46,6 +47,7 @@ class Training:
         camera: observation key that pixels are read from, empty where none is.
         settings: settings of the environment (image size, render quality, distractor …).
         dataset_key: content key of the data set.
+        software: simulator versions and GL strings that the data were recorded with; ``None`` where they are not known.
     """
 
     env_id: str
@@ -54,17 +56,28 @@ class Training:
     camera: str
     settings: Mapping[str, Any]
     dataset_key: str
+    software: Software | None = None
 
     @classmethod
     def of(cls, dataset: Dataset) -> Self:
         """What training on ``dataset`` fits a policy for."""
         camera = dataset.cameras[0] if dataset.cameras else ""
-        return cls(dataset.env_id, dataset.action_spec, dataset.control_hz, camera, dict(dataset.settings), dataset.key)
+        return cls(
+            dataset.env_id, dataset.action_spec, dataset.control_hz, camera, dict(dataset.settings), dataset.key,
+            Software.of(dataset.provenance),
+        )  # fmt: skip
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
         """Rebuild from JSON."""
-        return cls(**{**data, "action_spec": ActionSpec.from_dict(data["action_spec"])})
+        software = data.get("software")
+        return cls(
+            **{
+                **data,
+                "action_spec": ActionSpec.from_dict(data["action_spec"]),
+                "software": None if software is None else Software(**software),
+            }
+        )
 
     def env_options(self) -> dict[str, Any]:
         """Options of ``make_env`` that make the environment as it was recorded.

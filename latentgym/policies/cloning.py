@@ -63,12 +63,13 @@ class CloningPolicy(CheckpointedPolicy):
         kind = "cloning" if head.kind == "mlp" else head.kind.replace("_", " ")
         self.name = f"{kind} on {encoder.spec.name}"
         self.needs_pixels = encoder.spec.modality == "pixels"
+        self.concurrent = encoder.concurrent
         self._camera = training.camera or "pixels"
         self._instruction = ""
         self._stream = LatentStream(encoder)
         self._plans = Execution(self.execution, head.horizon, head.actions_size)
-        self._history: torch.Tensor | None = None
-        self._told: torch.Tensor | None = None
+        self._history = torch.zeros(0, head.history, head.width)
+        self._told = torch.zeros(0, head.condition)
         self._fresh = np.zeros(0, dtype=np.bool_)
 
     @property
@@ -103,44 +104,46 @@ class CloningPolicy(CheckpointedPolicy):
     def reset(self, mask: NDArray[np.bool_], seeds: Sequence[int] | None = None) -> None:
         """Forget history and plans of the rows where ``mask`` is true; stochastic heads draw from ``seeds``."""
         mask = np.asarray(mask, dtype=np.bool_)
+        if len(mask) != len(self._fresh):
+            device = self.head.mean.device
+            self._fresh = np.ones(len(mask), dtype=np.bool_)
+            self._told = torch.zeros(len(mask), self.head.condition)
+            self._history = torch.zeros(len(mask), self.head.history, self.head.width, device=device)
         self._stream.reset(mask)
         self._plans.reset(mask, seeds)
-        if len(mask) != len(self._fresh):
-            self._fresh, self._history = np.ones(len(mask), dtype=np.bool_), None
-            self._told = torch.zeros(len(mask), self.head.condition)
-        self._fresh |= mask
+        self._fresh[mask] = True
 
     @torch.inference_mode()
-    def act(self, observation: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
-        """Actions ``(B, A)`` float32, clipped to the action's range."""
-        self._remember(observation)
-        assert self._history is not None
+    def act(self, observation: Mapping[str, NDArray[Any]], rows: NDArray[np.intp] | None = None) -> NDArray[np.float32]:
+        """Actions ``(b, A)`` float32 of ``rows``, clipped to the action's range."""
+        rows = np.arange(len(self._fresh)) if rows is None else rows
+        history, told = self._remember(observation, rows)
         plan = None
-        if self._plans.due.any():
+        if self._plans.due[rows].any():
             device = self.head.mean.device
-            told = None if self._told is None or not self.head.condition else self._told.to(device)
-            noise = self._plans.noise().to(device) if self.head.stochastic else None
-            plan = self.head.actions(self._history, told, noise).cpu()
-        return clipped(self._plans.step(plan).numpy(), self.training.action_spec)
+            noise = self._plans.noise(rows).to(device) if self.head.stochastic else None
+            plan = self.head.actions(history, None if told is None else told.to(device), noise).cpu()
+        return clipped(self._plans.step(plan, rows).numpy(), self.training.action_spec)
 
-    def _remember(self, observation: Mapping[str, NDArray[Any]]) -> None:
-        latents = torch.from_numpy(self._stream.push(observation, self._camera))
+    def _remember(
+        self, observation: Mapping[str, NDArray[Any]], rows: NDArray[np.intp]
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The latents ``(b, h, F')`` that ``rows`` act on, and what they are told, ``(b, C)``."""
+        latents = torch.from_numpy(self._stream.advance(observation, rows, self._camera))
         newest = self.head.prepare(latents.to(self.head.mean.device))[:, None]
-        fresh = torch.from_numpy(self._fresh)
-        if self.head.condition and self._fresh.any():
-            assert self._told is not None
-            self._told[fresh] = self._condition(observation).cpu()[fresh]
-        if self._history is None:
-            self._history = newest.expand(-1, self.head.history, -1).clone()
-        else:
-            self._history = torch.cat([self._history[:, 1:], newest], dim=1)
-            self._history[fresh] = newest[fresh]
-        self._fresh[:] = False
+        index, fresh = torch.from_numpy(rows), torch.from_numpy(self._fresh[rows])
+        history = torch.cat([self._history[index, 1:], newest], dim=1)
+        history[fresh] = newest[fresh]
+        self._history[index] = history
+        if self.head.condition and fresh.any():
+            self._told[index[fresh]] = self._condition(observation, len(rows)).cpu()[fresh]
+        self._fresh[rows] = False
+        return history, self._told[index] if self.head.condition else None
 
-    def _condition(self, observation: Mapping[str, NDArray[Any]]) -> torch.Tensor:
-        """What every row is told, ``(B, C)``."""
+    def _condition(self, observation: Mapping[str, NDArray[Any]], count: int) -> torch.Tensor:
+        """What the ``count`` rows that are observed are told, ``(b, C)``."""
         if self.condition == "instruction":
-            texts = observation.get("instruction", np.full(len(self._fresh), self._instruction, object))
+            texts = observation.get("instruction", np.full(count, self._instruction, object))
             return torch.from_numpy(instruction_features([str(text) for text in texts], self.instruction_encoder))
         goals = np.asarray(observation[self._goal_key])
         clips = np.repeat(goals[:, None], self.encoder.spec.clip_length, axis=1)

@@ -18,19 +18,29 @@ class Policy(abc.ABC):
     environment starts a new episode, the caller marks its row in :meth:`reset`; the policy then forgets its history.
     A stochastic policy draws from one generator per row, seeded in :meth:`reset`.
 
+    Rollouts serve whichever environments are ready, so :meth:`act` should take ``rows``; a policy whose ``act`` does
+    not is copied, one copy for each environment, and gets batches of one.
+
     Attributes:
         name: name shown in tables and messages.
         needs_pixels: whether it reads frames; rollouts of a policy that does not are not rendered.
+        needs_simulator: whether it looks at the environments themselves, as a scripted expert does. It then acts where
+            they are, in worker processes too, and must survive pickling before :meth:`bind`.
+        concurrent: whether several threads may call :meth:`act` at once for different rows, after the first call has
+            returned.
     """
 
     name: str = "policy"
     needs_pixels: bool = True
+    needs_simulator: bool = False
+    concurrent: bool = False
 
     def bind(self, envs: Sequence[gymnasium.Env[Any, Any]], deliberate: Collection[str] = ()) -> None:  # noqa: B027
         """Meet the environments that the rows will serve, before the first :meth:`reset`; nothing by default.
 
         Args:
-            envs: B environments of one kind, row i serving ``envs[i]``.
+            envs: B environments of one kind, row i serving ``envs[i]``. Unless the policy needs the simulator they may
+                run elsewhere and state their contract and spaces only.
             deliberate: settings that the caller chose on purpose, to which a policy does not object.
 
         Raises:
@@ -47,10 +57,11 @@ class Policy(abc.ABC):
         """
 
     @abc.abstractmethod
-    def act(self, observation: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
-        """Actions ``(B, A)`` float32.
+    def act(self, observation: Mapping[str, NDArray[Any]], rows: NDArray[np.intp] | None = None) -> NDArray[np.float32]:
+        """Actions ``(b, A)`` float32 of the rows that are asked for; the others stand still.
 
         Args:
             observation: each entry of the environment's observation with a leading batch dimension: cameras
-                ``(B, H, W, 3)`` uint8, ``"proprio"`` ``(B, P)`` float32, ``"state"`` ``(B, S)`` float32.
+                ``(b, H, W, 3)`` uint8, ``"proprio"`` ``(b, P)`` float32, ``"state"`` ``(b, S)`` float32.
+            rows: ``(b,)`` rows that the entries belong to, all different; all B rows in order by default.
         """

@@ -84,10 +84,11 @@ class ConvNetPolicy(CheckpointedPolicy):
 
     kind = NAME
     name = NAME
+    concurrent = True
 
     def __init__(self, network: ConvNet, training: Training, score: CloningScore, facts: Mapping[str, Any]) -> None:
         self.network, self.training, self.score, self.facts = network, training, score, dict(facts)
-        self._frames: torch.Tensor | None = None
+        self._frames = torch.zeros(0, dtype=torch.uint8)
         self._fresh = np.zeros(0, dtype=np.bool_)
 
     @property
@@ -108,24 +109,25 @@ class ConvNetPolicy(CheckpointedPolicy):
     def reset(self, mask: NDArray[np.bool_], seeds: Sequence[int] | None = None) -> None:
         """Forget the frames of the rows where ``mask`` is true."""
         if len(mask) != len(self._fresh):
-            self._fresh, self._frames = np.ones(len(mask), dtype=np.bool_), None
-        self._fresh |= np.asarray(mask, dtype=np.bool_)
+            size, history = self.network.image_size, self.network.history
+            self._fresh = np.ones(len(mask), dtype=np.bool_)
+            self._frames = torch.zeros(len(mask), history, size, size, 3, dtype=torch.uint8)
+        self._fresh[np.asarray(mask, dtype=np.bool_)] = True
 
     @torch.inference_mode()
-    def act(self, observation: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
-        """Actions ``(B, A)`` float32, clipped to the action's range."""
+    def act(self, observation: Mapping[str, NDArray[Any]], rows: NDArray[np.intp] | None = None) -> NDArray[np.float32]:
+        """Actions ``(b, A)`` float32 of ``rows``, clipped to the action's range."""
+        rows = np.arange(len(self._fresh)) if rows is None else rows
         camera, spec = self.training.camera, self.training.action_spec
         if camera not in observation:
             raise LatentGymError(f"policy {self.name!r} reads observation[{camera!r}], found {sorted(observation)}")
         newest = _resized(observation[camera], self.network.image_size)[:, None]
-        if self._frames is None:
-            self._frames = newest.expand(-1, self.network.history, -1, -1, -1).clone()
-        else:
-            self._frames = torch.cat([self._frames[:, 1:], newest], dim=1)
-            fresh = torch.from_numpy(self._fresh)
-            self._frames[fresh] = newest[fresh]
-        self._fresh[:] = False
-        actions = self.network.actions(self._frames.to(self.network.action_mean.device)).cpu().numpy()
+        index, fresh = torch.from_numpy(rows), torch.from_numpy(self._fresh[rows])
+        frames = torch.cat([self._frames[index, 1:], newest], dim=1)
+        frames[fresh] = newest[fresh]
+        self._frames[index] = frames
+        self._fresh[rows] = False
+        actions = self.network.actions(frames.to(self.network.action_mean.device)).cpu().numpy()
         return clipped(actions, spec)
 
     def record(self) -> dict[str, Any]:

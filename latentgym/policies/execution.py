@@ -74,36 +74,37 @@ class Execution:
         """``(B,)`` bool, rows that need a plan now."""
         return np.asarray(self._age % self.settings.execute == 0)
 
-    def noise(self) -> torch.Tensor:
-        """Standard normal numbers ``(B, H, A)``, drawn where a plan is due and zero elsewhere."""
-        noise = torch.zeros(len(self._age), self.horizon, self.size)
-        for row in np.flatnonzero(self.due):
-            noise[row] = torch.randn(self.horizon, self.size, generator=self._generators[row])
+    def noise(self, rows: NDArray[np.intp] | None = None) -> torch.Tensor:
+        """Standard normal numbers ``(b, H, A)`` of ``rows``, drawn where a plan is due and zero elsewhere."""
+        rows = np.arange(len(self._age)) if rows is None else rows
+        noise = torch.zeros(len(rows), self.horizon, self.size)
+        for place in np.flatnonzero(self.due[rows]):
+            noise[place] = torch.randn(self.horizon, self.size, generator=self._generators[rows[place]])
         return noise
 
-    def step(self, plan: torch.Tensor | None) -> torch.Tensor:
-        """Actions ``(B, A)`` of this step.
+    def step(self, plan: torch.Tensor | None, rows: NDArray[np.intp] | None = None) -> torch.Tensor:
+        """Actions ``(b, A)`` of this step; rows that are not named stand still.
 
         Args:
-            plan: new plans ``(B, H, A)``, of which those that are due are taken; may be missing where none is due.
+            plan: new plans ``(b, H, A)``, of which those that are due are taken; may be missing where none is due.
+            rows: ``(b,)`` the rows that move on; all B by default.
         """
-        due = torch.from_numpy(self.due)
-        self._plans = torch.roll(self._plans, 1, dims=1)
+        rows = np.arange(len(self._age)) if rows is None else rows
+        index = torch.from_numpy(rows)
+        plans = torch.roll(self._plans[index], 1, dims=1)
         if plan is not None:
-            self._plans[:, 0] = torch.where(due[:, None, None], plan, self._plans[:, 0])
-        ages = torch.from_numpy(self._age)
+            plans[:, 0] = torch.where(torch.from_numpy(self.due[rows])[:, None, None], plan, plans[:, 0])
+        self._plans[index] = plans
+        ages = torch.from_numpy(self._age[rows])
+        self._age[rows] += 1
         if self.settings.ensemble is None:
             since = ages % self.settings.execute
-            rows = torch.arange(len(ages))
-            actions = self._plans[rows, since, since]
-        else:
-            actions = self._ensembled(ages)
-        self._age += 1
-        return actions
+            return plans[torch.arange(len(rows)), since, since]
+        return self._ensembled(plans, ages)
 
-    def _ensembled(self, ages: torch.Tensor) -> torch.Tensor:
+    def _ensembled(self, plans: torch.Tensor, ages: torch.Tensor) -> torch.Tensor:
         steps = torch.arange(self.horizon)
-        said = self._plans[:, steps, steps]
+        said = plans[:, steps, steps]
         oldest = torch.clamp(ages, max=self.horizon - 1)
         weights = torch.exp(-self.settings.ensemble * (oldest[:, None] - steps[None, :]))  # type: ignore[operator]
         weights = torch.where(steps[None, :] <= oldest[:, None], weights, torch.zeros(()))

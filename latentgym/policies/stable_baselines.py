@@ -125,6 +125,7 @@ class StableBaselinesPolicy(CheckpointedPolicy):
         self.history, self.keep, self.pooling, self.goals = history, tuple(keep), pooling, goals
         self.name = f"reinforcement learning on {encoder.spec.name}"
         self.needs_pixels = encoder.spec.modality == "pixels"
+        self.concurrent = encoder.concurrent
         self._spec = None if training is None else training.action_spec
         self._observer: ObservationEncoder | None = None
         self._fresh = np.zeros(0, np.bool_)
@@ -209,17 +210,20 @@ class StableBaselinesPolicy(CheckpointedPolicy):
         mask = np.asarray(mask, np.bool_)
         if len(mask) != len(self._fresh):
             self._fresh, self._observer = np.ones(len(mask), np.bool_), None
-        self._fresh |= mask
+        self._fresh[mask] = True
+        if self._observer is not None:
+            self._observer.forget(mask)
 
-    def act(self, observation: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
-        """Actions ``(B, A)`` float32."""
+    def act(self, observation: Mapping[str, NDArray[Any]], rows: NDArray[np.intp] | None = None) -> NDArray[np.float32]:
+        """Actions ``(b, A)`` float32 of ``rows``."""
         if self._spec is None:
             raise LatentGymError(f"policy {self.name!r}: bind it to its environments first")
-        first = self._observer is None
-        observer = self._observer or self._observe(observation)
-        self._observer = observer
-        fresh, self._fresh = self._fresh, np.zeros_like(self._fresh)
-        seen = observer.start(observation, np.ones_like(fresh)) if first else observer.push(observation, fresh)
+        rows = np.arange(len(self._fresh)) if rows is None else rows
+        if self._observer is None:
+            self._observer = self._observe(observation, len(rows))
+            self._observer.forget(np.ones_like(self._fresh))
+        fresh, self._fresh[rows] = self._fresh[rows], False
+        seen = self._observer.advance(observation, rows, fresh)
         if self.goals:
             # Stable-Baselines3 concatenates the entries of a Dict in their order, which is that of the alphabet.
             flat = [np.asarray(seen[key], np.float32) for key in (*GOAL_KEYS, "observation")]
@@ -228,7 +232,7 @@ class StableBaselinesPolicy(CheckpointedPolicy):
             seen = seen["observation"]
         return self.actor.act(seen, self._spec)
 
-    def _observe(self, observation: Mapping[str, NDArray[Any]]) -> ObservationEncoder:
+    def _observe(self, observation: Mapping[str, NDArray[Any]], count: int) -> ObservationEncoder:
         known: dict[str, spaces.Space[Any]] = {
             key: spaces.Box(0, 1, np.shape(values)[1:], values.dtype.type)
             for key, values in observation.items()
@@ -240,8 +244,8 @@ class StableBaselinesPolicy(CheckpointedPolicy):
         observer = ObservationEncoder(settings, spaces.Dict(known), rows)
         if self.history is None and self.actor.inputs % observer.size == 0:
             self.history = self.actor.inputs // observer.size
-            return self._observe(observation)
-        goals = sum(np.size(observation[key]) // rows for key in GOAL_KEYS) if self.goals else 0
+            return self._observe(observation, count)
+        goals = sum(np.size(observation[key]) // count for key in GOAL_KEYS) if self.goals else 0
         if observer.size + goals != self.actor.inputs:
             raise LatentGymError(
                 f"policy {self.name!r} reads {self.actor.inputs} numbers, the encoder {self.encoder.spec.name!r} gives "

@@ -1,7 +1,6 @@
 """Rollouts: closed-loop evaluation on fixed seeds, videos, and the link between proxies and success."""
 
 from latentgym.rollouts.calvin_chains import ChainEvaluation, ChainRecord, evaluate_chains
-from latentgym.rollouts.chunks import EpisodeRecord
 from latentgym.rollouts.comparison import Comparison, compare_policies
 from latentgym.rollouts.corruption import CorruptionReport, Drop, evaluate_corrupted
 from latentgym.rollouts.evaluate import Evaluation, Summary, evaluate, resolve_policy, rollout_seeds
@@ -16,6 +15,7 @@ from latentgym.rollouts.link import (
     read_points,
     write_points,
 )
+from latentgym.rollouts.records import EpisodeRecord, StepTrace, Timing
 from latentgym.rollouts.video import write_video
 
 __all__ = [
@@ -30,7 +30,9 @@ __all__ = [
     "LinkResult",
     "LinkRow",
     "ProxyRank",
+    "StepTrace",
     "Summary",
+    "Timing",
     "analyse_link",
     "compare_policies",
     "evaluate",

@@ -22,7 +22,7 @@ from latentgym.envs.contract import contract_of
 from latentgym.envs.make import make_env
 from latentgym.errors import LatentGymError
 from latentgym.policies import CheckpointedPolicy, Policy, load_policy
-from latentgym.rollouts.chunks import single_threaded
+from latentgym.rollouts.in_process import single_threaded
 from latentgym.seeding import derive_seed
 from latentgym.statistics import crossed_bootstrap_interval, wilson_interval
 from latentgym.workers import follow_parent

@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import dataclasses
-import multiprocessing
+import os
 import statistics
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+import time
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import gymnasium
+
 from latentgym.artifacts import read_json, write_json
-from latentgym.errors import CorruptDataError, LatentGymError
-from latentgym.policies import CheckpointedPolicy, ExpertPolicy, Policy, RandomPolicy, load_policy
+from latentgym.encoders.contract import Encoder
+from latentgym.errors import CorruptDataError, LatentGymError, UnknownNameError
+from latentgym.policies import ExpertPolicy, Policy, RandomPolicy, load_policy
+from latentgym.policies.checkpoint import Training
 from latentgym.results import Row
-from latentgym.rollouts.chunks import ChunkRunner, EpisodeRecord, Rollouts, single_threaded
+from latentgym.rollouts.actor import Actor, default_batch_size
+from latentgym.rollouts.engine import Engine, percentiles_ms
+from latentgym.rollouts.episodes import DescribedEnv, Description, Setting
+from latentgym.rollouts.in_process import InProcess, single_threaded
+from latentgym.rollouts.records import EpisodeRecord, Timing
+from latentgym.rollouts.schedule import Progress, Schedule
+from latentgym.rollouts.slots import Slots
 from latentgym.seeding import derive_seed
 from latentgym.statistics import wilson_interval
-from latentgym.workers import follow_parent
 
-# Seeds per chunk, in batches: rows that finish early take the chunk's next seed instead of idling.
-_ROUNDS = 3
-Progress = Callable[[int, int], None]
+_SOFTWARE = ("warn", "refuse", "ignore")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +45,7 @@ class Summary:
         mean_steps: mean number of steps.
         median_time_to_success: median steps to success among successes; ``None`` without one.
         mean_reward: mean sum of rewards.
+        crashed: episodes that could not be run in two attempts; they count as not succeeded, and not in the means.
     """
 
     successes: int
@@ -49,6 +56,7 @@ class Summary:
     mean_steps: float
     median_time_to_success: float | None
     mean_reward: float
+    crashed: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,12 +68,14 @@ class Evaluation:
         policy: name of the policy.
         records: one record per seed, in the order of the seeds.
         videos: files that were written, successes first.
+        timing: where the time went; takes no part in comparisons.
     """
 
     env_id: str
     policy: str
     records: tuple[EpisodeRecord, ...]
     videos: tuple[Path, ...] = ()
+    timing: Timing | None = dataclasses.field(default=None, compare=False)
 
     @property
     def summary(self) -> Summary:
@@ -73,24 +83,27 @@ class Evaluation:
         times = [record.time_to_success for record in self.records if record.time_to_success is not None]
         successes, episodes = sum(record.success for record in self.records), len(self.records)
         low, high = wilson_interval(successes, episodes)
+        run = [record for record in self.records if record.error is None]
         return Summary(
             successes,
             episodes,
             successes / episodes,
             low,
             high,
-            statistics.fmean(record.steps for record in self.records),
+            statistics.fmean(record.steps for record in run) if run else 0.0,
             statistics.median(times) if times else None,
-            statistics.fmean(record.reward for record in self.records),
+            statistics.fmean(record.reward for record in run) if run else 0.0,
+            episodes - len(run),
         )
 
     def describe(self) -> str:
         """The summary in one line."""
         s = self.summary
         time = "" if s.median_time_to_success is None else f", median {s.median_time_to_success:g} steps to success"
+        crashed = f"; {s.crashed} crashed twice and count as failed" if s.crashed else ""
         return (
             f"{self.policy} in {self.env_id}: {s.successes} of {s.episodes} succeeded, {100 * s.success_rate:.0f} % "
-            f"(95 % interval {100 * s.low:.0f} to {100 * s.high:.0f} %){time}"
+            f"(95 % interval {100 * s.low:.0f} to {100 * s.high:.0f} %){time}{crashed}"
         )
 
     def to_rows(
@@ -111,15 +124,18 @@ class Evaluation:
             for metric, (value, low, high, n) in values.items()
         ]  # fmt: skip
 
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON types; videos by file name."""
-        return {
+    def to_dict(self, *, timing: bool = True) -> dict[str, Any]:
+        """As JSON types; videos by file name. Without ``timing`` equal evaluations give equal texts."""
+        data = {
             "env_id": self.env_id,
             "policy": self.policy,
             "summary": dataclasses.asdict(self.summary),
-            "records": [dataclasses.asdict(record) for record in self.records],
+            "records": [record.to_dict() for record in self.records],
             "videos": [path.name for path in self.videos],
         }
+        if timing and self.timing is not None:
+            data["timing"] = dataclasses.asdict(self.timing)
+        return data
 
     def write(self, path: Path) -> None:
         """Write :meth:`to_dict` as JSON, atomically."""
@@ -134,9 +150,10 @@ class Evaluation:
         """
         data = read_json(path)
         try:
-            records = tuple(EpisodeRecord(**record) for record in data["records"])
+            records = tuple(EpisodeRecord.from_dict(record) for record in data["records"])
             videos = tuple(path.parent / name for name in data["videos"])
-            return cls(data["env_id"], data["policy"], records, videos)
+            timing = Timing(**data["timing"]) if "timing" in data else None
+            return cls(data["env_id"], data["policy"], records, videos, timing)
         except (KeyError, TypeError) as error:
             raise CorruptDataError(f"{path} holds no evaluation: {error!r}") from error
 
@@ -146,62 +163,117 @@ def evaluate(
     policy: Policy,
     seeds: Sequence[int] = range(100),
     *,
-    workers: int = 1,
-    batch_size: int = 8,
+    workers: int | None = None,
+    batch_size: int | None = None,
     env_options: Mapping[str, Any] | None = None,
     corruption: str | None = None,
     video_dir: str | Path | None = None,
     videos: tuple[int, int] = (3, 3),
     stop_at_success: bool = True,
+    per_step: bool = False,
+    software: str = "warn",
+    step_timeout_s: float = 300.0,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Roll a policy out once per seed.
 
     An episode succeeds if ``is_success`` is true after any of its steps. Every listed seed is run to its end and
-    counted. The list is cut into chunks that depend on ``batch_size`` alone, and inference runs on batches of that one
-    size, so that records depend on the seeds and not on ``workers`` or timing.
+    counted. Inference runs on batches of one size, filled up where fewer environments are ready, and stochastic
+    policies draw from a generator per episode: records depend on the seeds, and not on ``workers`` or timing, to the
+    last bit.
+
+    With workers, each process steps several environments and leaves what they observe in shared memory; this process
+    encodes and acts on whatever is ready, and a worker that has finished an episode takes the next seed. A worker that
+    dies or hangs is replaced and its episodes are repeated. So is an episode whose simulator raises an exception. An
+    episode that fails twice is reported by its record's ``error`` and counts as not succeeded.
 
     Args:
         env_id: environment id, as for :func:`latentgym.envs.make.make_env`.
-        policy: the policy; for ``workers`` > 1 one that can be saved.
+        policy: the policy. One that acts on the simulator (such as the expert) is sent to the workers, and must survive
+            pickling.
         seeds: one seed per episode, all different, at least 0.
-        workers: processes; 1 runs in this one.
-        batch_size: environments that the policy serves at once.
+        workers: processes that step environments, best one per core; 0 or ``None`` runs everything in this one.
+            Workers are started afresh (not forked), so a script that asks for some must guard its main part by
+            ``if __name__ == "__main__":``.
+        batch_size: observations per batch of inference, and environments that run in this process where there are no
+            workers. By default 8 for small encoders, for large ones 2 on a CPU and 16 on an accelerator.
         env_options: options of ``make_env``; those left out are as the policy's training data were recorded.
         corruption: corruption of every observed frame, such as ``"snow:3"``, drawn from each episode's seed; see
             :func:`latentgym.rollouts.evaluate_corrupted` for the drop that it causes.
         video_dir: folder for MP4s; none are written without it.
         videos: how many successes and how many failures to film, the first of each.
         stop_at_success: whether an episode ends at its first success (rewards then count up to it).
+        per_step: whether records hold a trace of every step.
+        software: what to do if simulator or renderer are not those of the policy's training data: ``"warn"``,
+            ``"refuse"`` or ``"ignore"``.
+        step_timeout_s: seconds after which a worker that is making, resetting or stepping an environment has hung.
         progress: called with (episodes done, episodes in all).
 
     Returns:
-        One record per seed in the order of ``seeds``, and a summary.
+        One record per seed in the order of ``seeds``, a summary, and where the time went.
 
     Raises:
-        LatentGymError: on invalid arguments, a policy that does not fit the environment, an action that is not finite
-            (named by policy, seed and step), or a worker that died.
+        LatentGymError: on invalid arguments, a policy that does not fit the environment, other software than the
+            policy's training data had where that is refused, an action that is not finite (named by policy, seed and
+            step), an environment that breaks its contract, or workers that keep dying.
 
     Example:
         >>> from latentgym.policies import ExpertPolicy
         >>> evaluate("latentgym/TabletopReach-v0", ExpertPolicy(), seeds=range(4)).summary.success_rate
         1.0
     """
-    seeds = [int(seed) for seed in seeds]
-    _check_arguments(seeds, workers, batch_size, videos)
+    began_at = time.perf_counter()
+    seeds, workers = [int(seed) for seed in seeds], workers or 0
+    _check_arguments(seeds, workers, batch_size, videos, step_timeout_s)
+    if software not in _SOFTWARE:
+        raise UnknownNameError("way with other software", software, _SOFTWARE)
     if corruption is not None:
         if not policy.needs_pixels:
             raise LatentGymError(f"policy {policy.name!r} reads no frames, so that corrupting them changes nothing")
         env_options = {**(env_options or {}), "corruption": corruption}
-    options = {**_trained_options(policy, env_id), **(env_options or {})}
     folder = None if video_dir is None else Path(video_dir)
-    rollouts = Rollouts(env_id, options, batch_size, stop_at_success, folder, videos, frozenset(env_options or ()))
-    size = batch_size * _ROUNDS
-    chunks = [seeds[start : start + size] for start in range(0, len(seeds), size)]
-    run = _run_here if workers == 1 else _run_in_workers
-    records = tuple(record for chunk in run(rollouts, policy, chunks, workers, progress) for record in chunk)
+    setting = _setting(
+        env_id, policy, env_options or {}, folder is not None and max(videos) > 0, stop_at_success, per_step
+    )
+    schedule = Schedule(seeds, videos=videos, folder=folder, progress=progress)
+    size = default_batch_size(policy) if batch_size is None else batch_size
+    threads, on_cpu = _threads(policy)
+
+    def meet(description: Description, slots: Slots) -> Actor | None:
+        if software != "ignore":
+            _compare_software(policy, description, refuse=software == "refuse")
+        if policy.needs_simulator:
+            return None
+        policy.bind([DescribedEnv(description)] * slots.layout.slots, setting.deliberate)
+        return Actor(
+            policy, slots, env_id, batch_size=size, threads=threads if workers else 1,
+            instruction=description.contract.instruction,
+        )  # fmt: skip
+
+    engine: Engine | InProcess
+    if workers:
+        engine = Engine(
+            setting, schedule, workers=workers, batch_size=size, threads=threads, on_cpu=on_cpu,
+            step_timeout_s=step_timeout_s, meet=meet,
+        )  # fmt: skip
+    else:
+        engine = InProcess(setting, schedule, batch_size=size, meet=meet)
+    with single_threaded():
+        engine.run()
+    records = schedule.records
+    timing = Timing(
+        workers=workers,
+        batch_size=engine.batch_size,
+        startup_s=engine.opened_at - began_at,
+        wall_s=engine.finished_at - engine.opened_at,
+        steps=sum(record.steps for record in records),
+        batches=engine.batches,
+        policy_latency_ms=percentiles_ms(engine.latencies_s),
+        restarts=engine.restarts,
+        worker_cpu_s=engine.worker_cpu_s,
+    )
     kept = _keep_first(folder, records, videos) if folder is not None else ()
-    return Evaluation(env_id, policy.name, records, kept)
+    return Evaluation(env_id, policy.name, records, kept, timing)
 
 
 def rollout_seeds(seed: int, env_id: str, episodes: int) -> list[int]:
@@ -227,87 +299,62 @@ def resolve_policy(name: str | Path) -> Policy:
     return load_policy(name)
 
 
-def _check_arguments(seeds: Sequence[int], workers: int, batch_size: int, videos: tuple[int, int]) -> None:
+def _check_arguments(
+    seeds: Sequence[int], workers: int, batch_size: int | None, videos: tuple[int, int], step_timeout_s: float
+) -> None:
     problems = []
     if not seeds or min(seeds) < 0:
         problems.append("seeds: expected at least one, none negative")
     if len(set(seeds)) != len(seeds):
         problems.append("seeds: every seed may be listed once")
-    if workers < 1 or batch_size < 1:
-        problems.append(f"workers and batch_size must be at least 1, found {workers} and {batch_size}")
+    if workers < 0 or (batch_size is not None and batch_size < 1):
+        problems.append(f"workers must be at least 0 and batch_size at least 1, found {workers} and {batch_size}")
     if len(videos) != 2 or min(videos) < 0:
         problems.append(f"videos: expected a number of successes and of failures, found {videos}")
+    if not step_timeout_s > 0:
+        problems.append(f"step_timeout_s must be positive, found {step_timeout_s}")
     if problems:
         raise LatentGymError("evaluate: " + "; ".join(problems))
 
 
-def _trained_options(policy: Policy, env_id: str) -> dict[str, Any]:
+def _setting(
+    env_id: str, policy: Policy, env_options: Mapping[str, Any], films: bool, stop_at_success: bool, per_step: bool
+) -> Setting:
     training = getattr(policy, "training", None)
-    return training.env_options() if training is not None and training.env_id == env_id else {}
+    trained = training.env_options() if training is not None and training.env_id == env_id else {}
+    spec = gymnasium.registry.get(env_id)
+    return Setting(
+        env_id=env_id,
+        env_options={"pixels": policy.needs_pixels or films, **trained, **env_options},
+        stop_at_success=stop_at_success,
+        per_step=per_step,
+        simulator_policy=policy if policy.needs_simulator else None,
+        deliberate=frozenset(env_options),
+        registered=() if spec is None or env_id.startswith("latentgym/") else (spec,),
+    )
 
 
-def _run_here(
-    rollouts: Rollouts, policy: Policy, chunks: Sequence[Sequence[int]], workers: int, progress: Progress | None
-) -> Iterator[list[EpisodeRecord]]:
-    done, total = 0, sum(map(len, chunks))
-
-    def count(episodes: int) -> None:
-        nonlocal done
-        done += episodes
-        if progress is not None:
-            progress(done, total)
-
-    with single_threaded(), ChunkRunner(rollouts, policy) as runner:
-        for chunk in chunks:
-            yield runner.run(chunk, count)
+def _threads(policy: Policy) -> tuple[int, bool]:
+    """How many batches may be under way at once, and whether they are on this machine's cores."""
+    encoder: Encoder | None = getattr(policy, "encoder", None)
+    if encoder is not None and encoder.device.type != "cpu":
+        return 1, False
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, True
 
 
-def _run_in_workers(
-    rollouts: Rollouts, policy: Policy, chunks: Sequence[Sequence[int]], workers: int, progress: Progress | None
-) -> Iterator[list[EpisodeRecord]]:
-    if not isinstance(policy, CheckpointedPolicy):
-        raise LatentGymError(f"policy {policy.name!r} cannot be saved, which workers > 1 need; use workers=1")
-    done, total = 0, sum(map(len, chunks))
-    with tempfile.TemporaryDirectory(prefix="latentgym-policy-") as scratch:
-        folder = policy.save(Path(scratch) / "policy")
-        # GL contexts do not survive a fork, so workers are started afresh.
-        pool = ProcessPoolExecutor(
-            min(workers, len(chunks)), multiprocessing.get_context("spawn"), _open_worker, (rollouts, folder)
-        )
-        try:
-            for records in pool.map(_run_in_worker, chunks):
-                done += len(records)
-                if progress is not None:
-                    progress(done, total)
-                yield records
-        except BrokenProcessPool as error:
-            raise LatentGymError(
-                f"a rollout worker in {rollouts.env_id} died (killed, or out of memory); use fewer workers or a "
-                "smaller batch_size"
-            ) from error
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-# A worker process serves one evaluation; its environments and policy are made with its first chunk.
-_worker: dict[str, Any] = {}
-
-
-def _open_worker(rollouts: Rollouts, folder: Path) -> None:
-    follow_parent()
-    _worker.update(rollouts=rollouts, folder=folder)
-
-
-def _run_in_worker(seeds: Sequence[int]) -> list[EpisodeRecord]:
-    try:
-        with single_threaded():
-            if "runner" not in _worker:
-                _worker["runner"] = ChunkRunner(_worker["rollouts"], load_policy(_worker["folder"])).__enter__()
-            records: list[EpisodeRecord] = _worker["runner"].run(seeds)
-            return records
-    except LatentGymError as error:
-        # Subclasses with arguments of their own do not survive the way back to the parent.
-        raise LatentGymError(str(error)) from None
+def _compare_software(policy: Policy, description: Description, *, refuse: bool) -> None:
+    """Simulators and renderers change what a policy sees; say so, or refuse."""
+    training: Training | None = getattr(policy, "training", None)
+    if training is None or training.software is None or training.env_id != description.contract.env_id:
+        return
+    differences = training.software.differences(description.software, pixels=policy.needs_pixels)
+    if not differences:
+        return
+    found = "; ".join(differences)
+    text = f"policy {policy.name!r} meets other software than its training data were recorded with: {found}"
+    if refuse:
+        raise LatentGymError(f"{text}; install those versions, or record and train again")
+    warnings.warn(f"{text}; success may differ for that alone", stacklevel=3)
 
 
 def _keep_first(folder: Path, records: Sequence[EpisodeRecord], videos: tuple[int, int]) -> tuple[Path, ...]:

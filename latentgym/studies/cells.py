@@ -295,7 +295,7 @@ def run_rollout(task: Task) -> None:
         video_dir=task.out / "videos" if params["videos"] else None,
         videos=(params["videos"], params["videos"]),
     )
-    write_json(task.out / "rollouts.json", evaluation.to_dict())
+    write_json(task.out / "rollouts.json", evaluation.to_dict(timing=False))
 
 
 def run_chains(task: Task) -> None:

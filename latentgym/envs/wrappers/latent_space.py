@@ -136,9 +136,29 @@ class ObservationEncoder:
             self._history[fresh] = newest[fresh, None]
         return self._assemble(observation)
 
-    def _assemble(self, observation: Mapping[str, NDArray[Any]]) -> Any:
-        parts = [self._history.reshape(self._rows, -1)]
-        parts += [np.asarray(observation[key], np.float32).reshape(self._rows, -1) for key in self._keep]
+    def forget(self, mask: NDArray[np.bool_]) -> None:
+        """The next observation of the rows of ``mask`` ``(B,)`` bool begins an episode."""
+        self._stream.reset(mask)
+
+    def advance(self, observation: Mapping[str, NDArray[Any]], rows: NDArray[np.intp], fresh: NDArray[np.bool_]) -> Any:
+        """As :meth:`push`, for some of the rows; the others stand still.
+
+        Args:
+            observation: one observation for each of ``rows``.
+            rows: ``(b,)`` row numbers, all different.
+            fresh: ``(b,)`` bool, which of them begin an episode, as was said to :meth:`forget`.
+        """
+        newest = self._stream.advance(observation, rows, self._camera)
+        history = np.concatenate([self._history[rows, 1:], newest[:, None]], axis=1)
+        history[fresh] = newest[fresh, None]
+        self._history[rows] = history
+        return self._assemble(observation, history)
+
+    def _assemble(self, observation: Mapping[str, NDArray[Any]], history: NDArray[np.float32] | None = None) -> Any:
+        history = self._history if history is None else history
+        count = len(history)
+        parts = [history.reshape(count, -1)]
+        parts += [np.asarray(observation[key], np.float32).reshape(count, -1) for key in self._keep]
         latents = np.concatenate(parts, axis=1)
         if not self.has_goals:
             return latents

@@ -1,0 +1,243 @@
+"""Rollouts with worker processes: equal to those in this process, whatever happens to the workers."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from latentgym.encoders import load_encoder
+from latentgym.envs.recording import record
+from latentgym.errors import LatentGymError
+from latentgym.policies import CheckpointedPolicy, ExpertPolicy, Policy, train_policy
+from latentgym.rollouts import evaluate, rollout_seeds
+from latentgym.seeding import numpy_generator
+
+REACH = "latentgym/TabletopReach-v0"
+CLOCK = "latentgym-tests/Clock-v0"
+WALK = "latentgym-tests/Walk-v0"
+
+
+class Wanderer(Policy):
+    """Draws its actions, and pushes on where it went before: its history and its generators belong to episodes."""
+
+    name, needs_pixels, concurrent = "wanderer", False, True
+
+    def __init__(self) -> None:
+        self.sizes: set[int] = set()
+
+    def reset(self, mask: np.ndarray, seeds: Sequence[int] | None = None) -> None:
+        if not hasattr(self, "last") or len(self.last) != len(mask):
+            self.last = np.zeros((len(mask), 2), np.float32)
+            self.generators = [numpy_generator(0)] * len(mask)
+        for row in np.flatnonzero(mask):
+            self.last[row] = 0
+            self.generators[row] = numpy_generator(0 if seeds is None else seeds[row], "wander")
+
+    def act(self, observation: Mapping[str, np.ndarray], rows: np.ndarray | None = None) -> np.ndarray:
+        assert rows is not None
+        self.sizes.add(len(observation["state"]))
+        noise = np.stack([self.generators[row].standard_normal(2) for row in rows]).astype(np.float32)
+        self.last[rows] = np.clip(0.8 * self.last[rows] + 0.3 * noise + 0.1 * observation["state"][:, :2], -1, 1)
+        return self.last[rows].copy()
+
+
+class AtOnce(Policy):
+    """A policy that serves all its rows at once, as other people's do; counts the steps of the episode."""
+
+    name, needs_pixels = "at once", False
+
+    def reset(self, mask: np.ndarray, seeds: Sequence[int] | None = None) -> None:
+        self.steps = np.where(mask, 0, getattr(self, "steps", np.zeros(len(mask))))
+
+    def act(self, observation: Mapping[str, np.ndarray]) -> np.ndarray:
+        self.steps = self.steps + 1
+        actions = np.stack([np.sin(self.steps), np.cos(0.3 * self.steps)], axis=1)
+        return np.asarray(actions, np.float32)
+
+
+@contextlib.contextmanager
+def killing(times: int, seed: int) -> Iterator[list[int]]:
+    """Meanwhile, kill -9 so many workers at random points, each once."""
+    killed: list[int] = []
+    stop = threading.Event()
+
+    def kill() -> None:
+        chance = random.Random(seed)
+        while len(killed) < times and not stop.wait(chance.uniform(0.02, 0.2)):
+            alive = [child.pid for child in multiprocessing.active_children() if child.pid not in killed]
+            if alive:
+                pid = chance.choice(alive)
+                assert pid is not None
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+                killed.append(pid)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    try:
+        yield killed
+    finally:
+        stop.set()
+        thread.join()
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_short_successes_and_late_failures_are_counted_alike(workers: int) -> None:
+    evaluation = evaluate(CLOCK, Wanderer(), range(61), workers=workers, batch_size=4)
+    assert [episode.seed for episode in evaluation.records] == list(range(61))
+    for episode in evaluation.records:
+        time_to_success = 1 + episode.seed % 3 if episode.seed % 2 == 0 else None
+        assert (episode.success, episode.time_to_success) == (time_to_success is not None, time_to_success)
+        assert episode.steps == (time_to_success or 10 + episode.seed % 5)
+    assert evaluation.summary.successes == 31
+
+
+def test_states_and_success_are_the_same_bits_for_every_number_of_workers() -> None:
+    policy = Wanderer()
+    here = evaluate(WALK, policy, range(40), batch_size=4, per_step=True)
+    assert policy.sizes == {4}  # short batches are filled up
+    assert 0 < here.summary.successes < 40
+    for workers in (1, 2, 5):
+        spread = evaluate(WALK, Wanderer(), range(40), workers=workers, batch_size=4, per_step=True)
+        assert spread.records == here.records
+        assert spread.timing is not None
+        assert spread.timing.steps == sum(episode.steps for episode in here.records)
+    trace = here.records[0].trace
+    assert trace is not None
+    assert len(trace.state) == len(trace.action) + 1 == len(trace.reward) + 1
+    assert len(trace.policy_latency_s) == here.records[0].steps
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return record(REACH, tmp_path_factory.mktemp("rollouts") / "reach", episodes=8, seed=0)
+
+
+@pytest.mark.parametrize("head", ["mlp", "flow"])
+def test_a_frozen_encoder_acts_alike_for_every_number_of_workers(data: Any, head: str) -> None:
+    policy = train_policy(data, load_encoder("random"), head=head, steps=20, hidden=(32,))
+    seeds = rollout_seeds(1, REACH, 11)
+    short: dict[str, Any] = {"env_options": {"horizon": 10}, "batch_size": 3, "per_step": True}
+    here = evaluate(REACH, policy, seeds, **short)
+    for workers in (1, 2, 5):
+        assert evaluate(REACH, policy, seeds, workers=workers, **short).records == here.records
+
+
+def test_experts_act_beside_the_simulator() -> None:
+    seeds = rollout_seeds(0, REACH, 5)
+    here = evaluate(REACH, ExpertPolicy(), seeds)
+    assert here.summary.success_rate == 1
+    assert evaluate(REACH, ExpertPolicy(), seeds, workers=2).records == here.records
+
+
+def test_policies_that_serve_all_rows_at_once_are_copied() -> None:
+    here = evaluate(WALK, AtOnce(), range(12), batch_size=4, per_step=True)
+    assert evaluate(WALK, AtOnce(), range(12), workers=2, batch_size=4, per_step=True).records == here.records
+    trace = here.records[5].trace
+    assert trace is not None
+    assert trace.action[2] == pytest.approx([np.sin(3), np.cos(0.9)])
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_killed_workers_lose_nothing(seed: int) -> None:
+    slow: dict[str, Any] = {"env_options": {"step_s": 0.002}, "batch_size": 3, "per_step": True}
+    here = evaluate(WALK, Wanderer(), range(60), **slow)
+    with killing(2, seed) as killed:
+        spread = evaluate(WALK, Wanderer(), range(60), workers=2, **slow)
+    assert spread.records == here.records
+    assert spread.timing is not None
+    assert spread.timing.restarts == len(killed) == 2
+
+
+def test_crashed_and_hung_episodes_are_repeated(tmp_path: Path) -> None:
+    faults = {"3": "kill once", "5": "hang once", "8": "raise once"}
+    options = {"folder": str(tmp_path), "faults": faults}
+    expected = evaluate(WALK, Wanderer(), range(12), batch_size=2, per_step=True)
+    spread = evaluate(
+        WALK, Wanderer(), range(12), workers=2, batch_size=2, per_step=True, env_options=options, step_timeout_s=2
+    )
+    assert {path.name for path in tmp_path.iterdir()} == {"3", "5", "8"}
+    assert spread.records == expected.records
+    assert spread.timing is not None
+    assert spread.timing.restarts == 2
+
+
+def test_an_episode_that_crashes_twice_is_reported(tmp_path: Path) -> None:
+    faults = {"2": "kill", "7": "raise"}
+    options = {"folder": str(tmp_path), "faults": faults}
+    expected = evaluate(WALK, Wanderer(), range(12), batch_size=2)
+    spread = evaluate(WALK, Wanderer(), range(12), workers=2, batch_size=2, env_options=options)
+    assert [episode.seed for episode in spread.records] == list(range(12))
+    for episode, same in zip(spread.records, expected.records, strict=True):
+        if str(episode.seed) not in faults:
+            assert episode == same
+        else:
+            assert (episode.success, episode.steps) == (False, 0)
+    assert "died by signal 9" in str(spread.records[2].error)
+    assert spread.records[7].error == "RuntimeError('the simulator is unstable')"
+    assert (spread.summary.crashed, spread.summary.episodes) == (2, 12)
+    assert "2 crashed twice" in spread.describe()
+
+
+def test_an_exception_of_the_simulator_is_treated_alike_in_this_process(tmp_path: Path) -> None:
+    options = {"folder": str(tmp_path), "faults": {"1": "raise", "3": "raise once"}}
+    expected = evaluate(WALK, Wanderer(), range(6), batch_size=2)
+    here = evaluate(WALK, Wanderer(), range(6), batch_size=2, env_options=options)
+    assert [episode for episode in here.records if episode.error is None] == [
+        episode for episode in expected.records if episode.seed != 1
+    ]
+    assert here.records[1].error is not None
+
+
+def test_videos_are_the_same_with_workers(tmp_path: Path) -> None:
+    films: dict[str, Any] = {"batch_size": 3, "videos": (2, 3)}
+    here = evaluate(CLOCK, Wanderer(), range(30), video_dir=tmp_path / "here", **films)
+    spread = evaluate(CLOCK, Wanderer(), range(30), workers=2, video_dir=tmp_path / "spread", **films)
+    names = ["success-0.mp4", "success-2.mp4", "failure-1.mp4", "failure-3.mp4", "failure-5.mp4"]
+    assert [path.name for path in here.videos] == [path.name for path in spread.videos] == names
+    for first, second in zip(here.videos, spread.videos, strict=True):
+        assert first.read_bytes() == second.read_bytes()
+    assert {path.name for path in (tmp_path / "spread").iterdir()} == set(names)
+
+
+def test_workers_end_and_memory_is_freed() -> None:
+    before = set(Path("/dev/shm").glob("psm_*")) if Path("/dev/shm").is_dir() else set()
+    evaluate(CLOCK, Wanderer(), range(6), workers=2)
+    with pytest.raises(LatentGymError, match="NaN"):
+        evaluate(CLOCK, Nowhere(), range(6), workers=2)
+    deadline = time.monotonic() + 5
+    while multiprocessing.active_children() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not multiprocessing.active_children()
+    if before or Path("/dev/shm").is_dir():
+        assert set(Path("/dev/shm").glob("psm_*")) <= before
+
+
+class Nowhere(Wanderer):
+    """Acts badly from the third step of an episode on."""
+
+    def act(self, observation: Mapping[str, np.ndarray], rows: np.ndarray | None = None) -> np.ndarray:
+        actions = super().act(observation, rows)
+        actions[observation["state"][:, 1] >= 2] = np.nan
+        return actions
+
+
+def test_errors_of_workers_arrive(data: Any) -> None:
+    with pytest.raises(LatentGymError, match="did you mean 'latentgym/TabletopReach-v0'"):
+        evaluate("latentgym/TabletopReech-v0", ExpertPolicy(), range(2), workers=2)
+    policy: CheckpointedPolicy = train_policy(data, load_encoder("state"), steps=2)
+    with pytest.raises(LatentGymError, match="does not fit environment"):
+        evaluate("latentgym/TabletopPush-v0", policy, range(2), workers=1)
+    with pytest.raises(LatentGymError, match=r"NaN or infinite action.*step 2"):
+        evaluate(CLOCK, Nowhere(), range(2), workers=1, stop_at_success=False)
