@@ -79,7 +79,8 @@ class Actor:
     @torch.inference_mode()
     def act(self, observation: NDArray[np.float32], spec: ActionSpec) -> NDArray[np.float32]:
         """Actions ``(B, A)`` within the range of ``spec``."""
-        values = torch.from_numpy(observation)
+        # A copy, since BLAS may round differently where memory is aligned differently, and NumPy's is anyhow.
+        values = torch.from_numpy(observation).clone()
         if self.mean is not None and self.scale is not None:
             values = ((values - self.mean) / self.scale).clamp(-self.clip, self.clip)
         for weight, bias in self.layers[:-1]:
@@ -279,7 +280,10 @@ class StableBaselinesPolicy(CheckpointedPolicy):
         if encoder is None:
             raise KeyError("encoder")
         count = sum(name.endswith(".weight") for name in tensors)
-        layers = tuple((tensors[f"layers.{n}.weight"], tensors[f"layers.{n}.bias"]) for n in range(count))
+        # Copies, for the same reason: tensors that lie in a file are aligned as it happens.
+        layers = tuple(
+            (tensors[f"layers.{n}.weight"].clone(), tensors[f"layers.{n}.bias"].clone()) for n in range(count)
+        )
         actor = Actor(layers, **record["actor"], mean=tensors.get("mean"), scale=tensors.get("scale"))
         training = record["training"] and Training.from_dict(record["training"])
         names = ("history", "keep", "pooling", "goals")

@@ -20,19 +20,20 @@ from latentgym.rollouts.slots import Slots
 from latentgym.seeding import derive_seed, numpy_generator
 
 _SMALL_PARAMETERS = 5_000_000
+_SMALL_BATCH, _ACCELERATOR_BATCH = 4, 16
 _PROBES = 2
 
 
 def default_batch_size(policy: Policy) -> int:
     """Observations per batch where none is asked for.
 
-    Small networks are several times cheaper per observation in a batch; large ones on a CPU are not, and pay for
-    padding.
+    Small networks are cheaper per observation in a batch, but a larger batch needs more environments, which take time
+    to make, and more of it is padding when few episodes are left. Large networks on a CPU gain nothing from a batch.
     """
     encoder: Encoder | None = getattr(policy, "encoder", None)
     if encoder is None or encoder.spec.parameters <= _SMALL_PARAMETERS:
-        return 8
-    return 2 if encoder.device.type == "cpu" else 16
+        return _SMALL_BATCH
+    return 1 if encoder.device.type == "cpu" else _ACCELERATOR_BATCH
 
 
 def takes_rows(policy: Policy) -> bool:

@@ -30,7 +30,8 @@ from latentgym.rollouts.slots import NOWHERE, Layout, Slots
 
 # No observation waits longer for company.
 _PATIENCE_S = 0.1
-_STARTS = 2
+# So often in a row a worker may die before its first environment is ready.
+_STARTS = 3
 
 
 @dataclasses.dataclass(eq=False)
@@ -110,12 +111,15 @@ class Engine:
         self._turn, self._state = threading.Lock(), threading.RLock()
         self._serving = 0
         self._failure: BaseException | None = None
-        self._failed_starts = self._barren = 0
+        self._failed_starts = collections.Counter[int]()
+        self._barren = 0
         self._checked_at = time.monotonic()
         self.restarts = self.batches = 0
-        self.opened_at = self.finished_at = 0.0
+        self.opened_at, self.finished_at = time.perf_counter(), 0.0
+        self._cpu_from = time.process_time()
         self.latencies_s: list[float] = []
-        self.worker_cpu_s = 0.0
+        self.cpu_s = self.worker_cpu_s = 0.0
+        self._opening = 0
 
     @property
     def batch_size(self) -> int:
@@ -155,6 +159,7 @@ class Engine:
             if self._failure is not None:
                 raise self._failure
             self.finished_at = time.perf_counter()
+            self.cpu_s = time.process_time() - self._cpu_from
             self._close()
         finally:
             for worker in self._workers:
@@ -271,8 +276,7 @@ class Engine:
             self._actor = self._meet(description, self._memory)
             if self._actor is not None:
                 self._batch_size = self._actor.batch_size
-            self.opened_at = time.perf_counter()
-        worker.greeted, self._failed_starts = True, 0
+        worker.greeted, self._failed_starts[worker.index] = True, 0
         worker.tell("open", self._memory.layout, self._memory.name)
         for number in worker.slots:
             self._begin(self._slot[number])
@@ -294,15 +298,23 @@ class Engine:
         if record is None:
             self._memory.put_texts(slot.number, texts)
             episode.arrived_at = now
+            self._open()
             self._ready.append((slot, episode))
             return
         self._barren = 0
+        self._open()
         slot.episode = None
         self.latencies_s += episode.latencies_s
         if episode.filmed:
             slot.worker.tell("film", slot.number, self._schedule.video(episode.number, record))
         self._schedule.finish(episode.number, record.with_latencies(tuple(episode.latencies_s)))
         self._begin(slot)
+
+    def _open(self) -> None:
+        """Note the time at which every slot has moved for the first time."""
+        self._opening += 1
+        if self._opening == len(self._slot):
+            self.opened_at, self._cpu_from = time.perf_counter(), time.process_time()
 
     def _drop(self, slot: _Slot, blame: str | None) -> None:
         episode, slot.episode = slot.episode, None
@@ -325,9 +337,9 @@ class Engine:
         reason = f"its worker process {hung or f'died {ended}'}"
         culprit = NOWHERE if self._memory is None else int(self._memory.current[worker.index])
         if not worker.greeted:
-            self._failed_starts += 1
+            self._failed_starts[worker.index] += 1
         self._barren += 1
-        if self._failed_starts >= _STARTS or self._barren > 2 * len(self._slot) + _STARTS:
+        if self._failed_starts[worker.index] >= _STARTS or self._barren > 2 * len(self._slot) + _STARTS:
             raise LatentGymError(
                 f"workers for {self._setting.env_id} keep dying ({reason}): out of memory, a crash of the GL driver, "
                 "or a script without 'if __name__ == \"__main__\":'; use fewer workers, or workers=0 to see the error"

@@ -152,7 +152,7 @@ class Evaluation:
         try:
             records = tuple(EpisodeRecord.from_dict(record) for record in data["records"])
             videos = tuple(path.parent / name for name in data["videos"])
-            timing = Timing(**data["timing"]) if "timing" in data else None
+            timing = Timing.from_dict(data["timing"]) if "timing" in data else None
             return cls(data["env_id"], data["policy"], records, videos, timing)
         except (KeyError, TypeError) as error:
             raise CorruptDataError(f"{path} holds no evaluation: {error!r}") from error
@@ -196,7 +196,7 @@ def evaluate(
             Workers are started afresh (not forked), so a script that asks for some must guard its main part by
             ``if __name__ == "__main__":``.
         batch_size: observations per batch of inference, and environments that run in this process where there are no
-            workers. By default 8 for small encoders, for large ones 2 on a CPU and 16 on an accelerator.
+            workers. By default 4 for small encoders, for large ones 1 on a CPU and 16 on an accelerator.
         env_options: options of ``make_env``; those left out are as the policy's training data were recorded.
         corruption: corruption of every observed frame, such as ``"snow:3"``, drawn from each episode's seed; see
             :func:`latentgym.rollouts.evaluate_corrupted` for the drop that it causes.
@@ -270,7 +270,7 @@ def evaluate(
         batches=engine.batches,
         policy_latency_ms=percentiles_ms(engine.latencies_s),
         restarts=engine.restarts,
-        worker_cpu_s=engine.worker_cpu_s,
+        cpu_s=(engine.cpu_s, engine.worker_cpu_s),
     )
     kept = _keep_first(folder, records, videos) if folder is not None else ()
     return Evaluation(env_id, policy.name, records, kept, timing)

@@ -43,7 +43,8 @@ class InProcess:
         self._filmed = [False] * count
         self.batch_size, self.batches = batch_size, 0
         self.opened_at = self.finished_at = 0.0
-        self.restarts, self.worker_cpu_s = 0, 0.0
+        self._cpu_from = self.cpu_s = self.worker_cpu_s = 0.0
+        self.restarts = 0
         self.latencies_s: list[float] = []
 
     def run(self) -> None:
@@ -59,15 +60,19 @@ class InProcess:
             size = description.contract.action_spec.size
             slots = Slots(Layout.of(description.observation_space, size, slots=len(self._runners)))
             actor = self._meet(description, slots)
-            self.opened_at = time.perf_counter()
             policy = self._setting.simulator_policy
             if policy is not None:
+                self._open()
                 self._play(policy)
             else:
                 assert actor is not None
                 self.batch_size = actor.batch_size
                 self._act(actor, slots)
             self.finished_at = time.perf_counter()
+            self.cpu_s = time.process_time() - self._cpu_from
+
+    def _open(self) -> None:
+        self.opened_at, self._cpu_from = time.perf_counter(), time.process_time()
 
     def _play(self, policy: Policy) -> None:
         while (number := self._schedule.take()) is not None:
@@ -78,8 +83,10 @@ class InProcess:
                 self._finish(0)
 
     def _act(self, actor: Actor, slots: Slots) -> None:
+        begun = self._begin(slots)
+        self._open()
         while not self._schedule.finished:
-            begun = self._begin(slots)
+            begun |= self._begin(slots)
             active = [slot for slot, number in enumerate(self._episodes) if number is not None]
             for start in range(0, len(active), actor.batch_size):
                 batch = active[start : start + actor.batch_size]
@@ -95,6 +102,7 @@ class InProcess:
                             self._finish(slot)
                         else:
                             slots.put(slot, observation)
+            begun = {}
 
     def _begin(self, slots: Slots) -> dict[int, int]:
         """Begin an episode in every slot that is free; slot to seed."""

@@ -86,14 +86,14 @@ class Timing:
     Attributes:
         workers: worker processes, 0 where environments ran in this one.
         batch_size: observations per batch of inference, padding included.
-        startup_s: seconds until the first environment was ready and the policy had met it.
+        startup_s: seconds until every environment had begun its first episode.
         wall_s: seconds from then to the last record.
         steps: environment steps, those of repeated attempts included.
         batches: batches of inference; ``steps / (batches · batch_size)`` of their rows were of use.
         policy_latency_ms: median and 95th percentile of the time from an observation's arrival to its action's
             departure, in milliseconds; ``None`` for a policy that acts inside the environments' processes.
         restarts: worker processes that had to be replaced.
-        worker_cpu_s: CPU-seconds of the workers from their first environment to their end, without those that died.
+        cpu_s: CPU-seconds after the start, of this process and of all workers (without those that died).
     """
 
     workers: int
@@ -104,7 +104,14 @@ class Timing:
     batches: int
     policy_latency_ms: tuple[float, float] | None
     restarts: int = 0
-    worker_cpu_s: float = 0.0
+    cpu_s: tuple[float, float] = (0.0, 0.0)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Rebuild from JSON."""
+        latency = data["policy_latency_ms"]
+        pairs = {"policy_latency_ms": None if latency is None else tuple(latency), "cpu_s": tuple(data["cpu_s"])}
+        return cls(**{**data, **pairs})
 
     @property
     def steps_per_s(self) -> float:

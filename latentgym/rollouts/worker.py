@@ -49,6 +49,7 @@ class _Station:
         self._slots: Slots | None = None
         self._done: list[tuple[int, Any, dict[str, Any]]] = []
         self._told_at = 0.0
+        self._moving_since: float | None = None
 
     def serve(self) -> None:
         first = next(iter(self._runners.values()))
@@ -59,11 +60,11 @@ class _Station:
         except Exception as error:
             raise LatentGymError(f"{self._setting.env_id} cannot be made: {error!r}") from error
         self._connection.send(("hello", Description.of(env)))
-        started = time.process_time()
         while (message := self._connection.recv())[0] != "close":
             self._handle(message)
             self._tell()
-        self._connection.send(("closed", time.process_time() - started))
+        cpu_s = 0.0 if self._moving_since is None else time.process_time() - self._moving_since
+        self._connection.send(("closed", cpu_s))
 
     def close(self) -> None:
         for runner in self._runners.values():
@@ -82,6 +83,8 @@ class _Station:
             assert film is not None
             film.write(message[2])
         else:
+            if self._moving_since is None:
+                self._moving_since = time.process_time()
             for slot in message[1]:
                 self._attempt(slot, lambda runner, slot=slot: self._step(runner, slot))
                 if time.monotonic() - self._told_at > _TELL_S:
@@ -107,6 +110,8 @@ class _Station:
         policy = self._setting.simulator_policy
         if policy is None:
             return None, self._put(slot, runner.start(seed, film))
+        if self._moving_since is None:
+            self._moving_since = time.process_time()
         record = runner.play(policy, seed, film)
         self._films[slot] = runner.take_film()
         return record, {}

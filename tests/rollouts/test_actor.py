@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from gymnasium import spaces
 
 from latentgym.encoders import load_encoder
@@ -64,6 +66,11 @@ def test_a_policy_that_minds_its_place_gets_one_observation_at_a_time() -> None:
 
 def test_batches_are_small_where_padding_is_dear() -> None:
     policy: Any = Sum()
-    assert default_batch_size(policy) == 8
+    assert default_batch_size(policy) == 4
     policy.encoder = load_encoder("random")
-    assert default_batch_size(policy) == 8
+    assert default_batch_size(policy) == 4
+    spec = dataclasses.replace(policy.encoder.spec, parameters=22_000_000)
+    policy.encoder.spec = spec
+    assert default_batch_size(policy) == 1
+    policy.encoder.device = torch.device("cuda")
+    assert default_batch_size(policy) == 16

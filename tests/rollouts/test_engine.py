@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
 import os
 import random
 import signal
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,30 +64,20 @@ class AtOnce(Policy):
         return np.asarray(actions, np.float32)
 
 
-@contextlib.contextmanager
-def killing(times: int, seed: int) -> Iterator[list[int]]:
-    """Meanwhile, kill -9 so many workers at random points, each once."""
-    killed: list[int] = []
-    stop = threading.Event()
+class Killer:
+    """A progress callback that kills -9 a worker, each once, when so many episodes are done."""
 
-    def kill() -> None:
-        chance = random.Random(seed)
-        while len(killed) < times and not stop.wait(chance.uniform(0.02, 0.2)):
-            alive = [child.pid for child in multiprocessing.active_children() if child.pid not in killed]
-            if alive:
-                pid = chance.choice(alive)
-                assert pid is not None
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-                killed.append(pid)
+    def __init__(self, points: Sequence[int], seed: int) -> None:
+        self.points, self.chance, self.killed = set(points), random.Random(seed), list[int]()
 
-    thread = threading.Thread(target=kill)
-    thread.start()
-    try:
-        yield killed
-    finally:
-        stop.set()
-        thread.join()
+    def __call__(self, done: int, total: int) -> None:
+        if done in self.points:
+            alive = [child.pid for child in multiprocessing.active_children() if child.pid not in self.killed]
+            pid = self.chance.choice(alive)
+            assert pid is not None
+            self.killed.append(pid)
+            time.sleep(self.chance.uniform(0, 0.01))
+            os.kill(pid, signal.SIGKILL)
 
 
 @pytest.mark.parametrize("workers", [1, 2, 5])
@@ -153,11 +141,22 @@ def test_policies_that_serve_all_rows_at_once_are_copied() -> None:
 def test_killed_workers_lose_nothing(seed: int) -> None:
     slow: dict[str, Any] = {"env_options": {"step_s": 0.002}, "batch_size": 3, "per_step": True}
     here = evaluate(WALK, Wanderer(), range(60), **slow)
-    with killing(2, seed) as killed:
-        spread = evaluate(WALK, Wanderer(), range(60), workers=2, **slow)
+    chance = random.Random(seed)
+    killer = Killer([chance.randint(*between) for between in ((4, 14), (22, 32), (40, 48))], seed)
+    spread = evaluate(WALK, Wanderer(), range(60), workers=2, progress=killer, **slow)
     assert spread.records == here.records
     assert spread.timing is not None
-    assert spread.timing.restarts == len(killed) == 2
+    assert spread.timing.restarts == len(killer.killed) == 3
+
+
+def test_workers_that_die_at_the_start_are_replaced_and_given_up_in_the_end(tmp_path: Path) -> None:
+    options = {"folder": str(tmp_path), "faults": {"start": "kill once"}}
+    expected = evaluate(WALK, Wanderer(), range(4), batch_size=2)
+    assert (
+        evaluate(WALK, Wanderer(), range(4), workers=1, batch_size=2, env_options=options).records == expected.records
+    )
+    with pytest.raises(LatentGymError, match=r"keep dying \(its worker process died by signal 9\)"):
+        evaluate(WALK, Wanderer(), range(4), workers=1, env_options=options | {"faults": {"start": "kill"}})
 
 
 def test_crashed_and_hung_episodes_are_repeated(tmp_path: Path) -> None:

@@ -43,8 +43,8 @@ class Walk(gymnasium.Env[Any, Any]):
 
     Args:
         render_mode: ignored.
-        faults: seed as text to what goes wrong at its fourth step: ``"kill"``, ``"hang"`` or ``"raise"``, with
-            ``" once"`` only at the first attempt.
+        faults: seed as text to what goes wrong at its fourth step, or ``"start"`` to what goes wrong where one is made:
+            ``"kill"``, ``"hang"`` or ``"raise"``, with ``" once"`` only at the first attempt.
         folder: where attempts leave a mark.
         step_s: seconds that a step takes.
     """
@@ -61,6 +61,7 @@ class Walk(gymnasium.Env[Any, Any]):
         step_s: float = 0.0,
     ) -> None:
         self.render_mode, self._faults, self._folder, self._step_s = render_mode, faults or {}, folder, step_s
+        self._fail("start")
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
         super().reset(seed=seed)
@@ -70,7 +71,7 @@ class Walk(gymnasium.Env[Any, Any]):
     def step(self, action: Any) -> Any:
         self._time += 1
         if self._time == 4:
-            self._fail(self._faults.get(str(self._seed), ""))
+            self._fail(str(self._seed))
         time.sleep(self._step_s)
         self._place += 0.3 * action + 0.1 * self.np_random.standard_normal(2).astype(np.float32)
         success = bool(np.linalg.norm(self._place) > 1.5)
@@ -83,8 +84,8 @@ class Walk(gymnasium.Env[Any, Any]):
     def _observation(self) -> Any:
         return np.float32([*self._place, self._time])
 
-    def _fail(self, fault: str) -> None:
-        mark = Path(self._folder) / f"{self._seed}"
+    def _fail(self, place: str) -> None:
+        fault, mark = self._faults.get(place, ""), Path(self._folder) / place
         if not fault or (fault.endswith("once") and mark.exists()):
             return
         mark.touch()
