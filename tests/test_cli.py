@@ -114,6 +114,13 @@ def test_record_probe_train_rollout(
     status, out, _ = run(capsys, monkeypatch, "rollout", env, "--policy", policy, "--episodes", 4, "--json")
     assert status == 0
     assert len(json.loads(out)["records"]) == 4
+    arguments = ("rollout", env, "--policy", policy, "--episodes", 4, "--workers", 2, "--json")
+    status, again, _ = run(capsys, monkeypatch, *arguments)
+    assert status == 0
+    assert json.loads(again)["records"] == json.loads(out)["records"]
+    assert json.loads(again)["timing"]["workers"] == 2
+    status, again, _ = run(capsys, monkeypatch, *arguments, "--per-step", "--software", "refuse")
+    assert len(json.loads(again)["records"][0]["trace"]["reward"]) == json.loads(out)["records"][0]["steps"]
 
 
 def test_learn_from_rewards(

@@ -46,7 +46,8 @@ class Actor:
 
     Row i of the policy serves slot i. A batch of fewer slots is filled up with rows that serve nobody, so that every
     batch has one size and the arithmetic of one kind. What a row computes must not depend on its place in the batch or
-    its company: that is tried out first, and where it does not hold, batches have size 1.
+    its company: that is tried out first, and where it does not hold, batches have the next smaller power of two for
+    which it does.
 
     Args:
         policy: the policy, bound to its environments.
@@ -69,17 +70,17 @@ class Actor:
         self._seeds = [0] * rows
         # Seed and step of the episode in every slot, for errors.
         self._places = [(0, 0)] * self._count
-        self.batch_size = batch_size if batched else 1
+        self.batch_size = 1
         if batched:
+            smaller = [2**power for power in reversed(range(batch_size.bit_length())) if 2**power < batch_size]
+            self.batch_size = next(size for size in (batch_size, *smaller) if self._indifferent(size, instruction))
             self._policy.reset(np.ones(rows, np.bool_), self._seeds)
-            if not self._indifferent(instruction):
-                self.batch_size = 1
-                warnings.warn(
-                    f"policy {policy.name!r} rounds differently at different places of a batch of {batch_size}; it is "
-                    "given one observation at a time, so that results do not depend on timing",
-                    stacklevel=2,
-                )
-            self._policy.reset(np.ones(rows, np.bool_), self._seeds)
+        if batched and self.batch_size < batch_size:
+            warnings.warn(
+                f"policy {policy.name!r} rounds differently at different places of a batch of {batch_size}; it is "
+                f"served in batches of {self.batch_size}, so that results do not depend on timing",
+                stacklevel=2,
+            )
 
     def act(self, slots: Sequence[int], begun: Mapping[int, int], thread: int = 0) -> NDArray[np.float32]:
         """Actions ``(b, A)`` for the observations of at most M slots.
@@ -108,19 +109,20 @@ class Actor:
             self._places[slot] = (seed, step + 1)
         return checked_actions(actions, shape, self._policy.name, self._env_id, places)
 
-    def _indifferent(self, instruction: str) -> bool:
-        """Whether equal observations give equal bits in every row of a batch.
+    def _indifferent(self, size: int, instruction: str) -> bool:
+        """Whether equal observations give equal bits in every row of a batch of ``size``.
 
         Which order a kernel adds in depends on shapes and places, not on values, so that a few observations tell.
         """
-        generator, rows = numpy_generator(0, "actor"), np.arange(self._count, self._count + self.batch_size)
+        generator, rows = numpy_generator(0, "actor"), np.arange(self._count, self._count + size)
+        self._policy.reset(np.ones(len(self._seeds), np.bool_), self._seeds)
         for _ in range(_PROBES):
             observation: dict[str, NDArray[Any]] = {
-                key: np.full(self.batch_size, instruction, object) for key in self._slots.layout.texts
+                key: np.full(size, instruction, object) for key in self._slots.layout.texts
             }
             for key, shape, dtype in self._slots.layout.entries:
                 value = generator.integers(0, 256, shape) if dtype == "|u1" else generator.standard_normal(shape)
-                observation[key] = np.repeat(np.asarray(value).astype(dtype)[None], self.batch_size, axis=0)
+                observation[key] = np.repeat(np.asarray(value).astype(dtype)[None], size, axis=0)
             actions = self._policy.act(observation, rows)
             if not np.array_equal(actions, np.broadcast_to(actions[:1], np.shape(actions)), equal_nan=True):
                 return False

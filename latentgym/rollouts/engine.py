@@ -32,6 +32,8 @@ from latentgym.rollouts.slots import NOWHERE, Layout, Slots
 _PATIENCE_S = 0.1
 # So often in a row a worker may die before its first environment is ready.
 _STARTS = 3
+# A process may take so long to start and make its first environment, where a step may take less.
+_START_S = 300.0
 
 
 @dataclasses.dataclass(eq=False)
@@ -125,11 +127,6 @@ class Engine:
     def batch_size(self) -> int:
         """Observations per batch, as it turned out."""
         return self._batch_size
-
-    @property
-    def pids(self) -> list[int]:
-        """Process ids of the workers."""
-        return [worker.pid for worker in self._workers]
 
     def run(self) -> None:
         """Run until every episode has a record.
@@ -324,11 +321,11 @@ class Engine:
     def _find_hung(self) -> None:
         now = time.monotonic()
         for worker in list(self._workers):
-            moved_at = worker.asked_at
+            moved_at, limit_s = worker.asked_at, max(self._timeout_s, _START_S)
             if worker.greeted and self._memory is not None:
-                moved_at = max(moved_at, float(self._memory.since[worker.index]))
-            if now - moved_at > self._timeout_s and (worker.queued or not worker.greeted):
-                self._lost(worker, f"took more than {self._timeout_s:g} s for one step and was stopped")
+                moved_at, limit_s = max(moved_at, float(self._memory.since[worker.index])), self._timeout_s
+            if now - moved_at > limit_s and (worker.queued or not worker.greeted):
+                self._lost(worker, f"took more than {limit_s:g} s for one step and was stopped")
 
     def _lost(self, worker: Worker, hung: str | None) -> None:
         """Replace a worker that died or hung; its episodes begin again, and the one it was stepping is to blame."""

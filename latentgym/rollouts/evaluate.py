@@ -206,7 +206,8 @@ def evaluate(
         per_step: whether records hold a trace of every step.
         software: what to do if simulator or renderer are not those of the policy's training data: ``"warn"``,
             ``"refuse"`` or ``"ignore"``.
-        step_timeout_s: seconds after which a worker that is making, resetting or stepping an environment has hung.
+        step_timeout_s: seconds after which a worker that is making, resetting or stepping an environment has hung; five
+            minutes at least are given to a process that starts.
         progress: called with (episodes done, episodes in all).
 
     Returns:

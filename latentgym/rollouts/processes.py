@@ -57,12 +57,6 @@ class Worker:
         finally:
             theirs.close()
 
-    @property
-    def pid(self) -> int:
-        """Process id."""
-        pid: int = self._process.pid
-        return pid
-
     def tell(self, *message: Any, moves: int = 0) -> None:
         """Send a message that moves so many environments; a dead worker is found out elsewhere."""
         if moves and not self.queued:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
@@ -76,6 +77,7 @@ class Slots:
     def __init__(self, layout: Layout, memory: SharedMemory | None = None) -> None:
         self.layout, self._memory = layout, memory
         self.observation: dict[str, NDArray[Any]] = {}
+        self._entries = [(key, shape, np.dtype(dtype)) for key, shape, dtype in layout.entries]
         self.texts = {key: np.full(layout.slots, "", object) for key in layout.texts}
         others: dict[str, NDArray[Any]] = {}
         offset = 0
@@ -122,13 +124,12 @@ class Slots:
         Raises:
             LatentGymError: if an entry is missing or does not fit the environment's own observation space.
         """
-        for key, shape, dtype in self.layout.entries:
+        for key, shape, dtype in self._entries:
             value = np.asarray(observation[key]) if key in observation else None
-            if value is None or value.shape != shape or not np.can_cast(value.dtype, dtype, "same_kind"):
+            if value is None or value.shape != shape or not _fits(value.dtype, dtype):
                 found = "nothing" if value is None else f"{value.shape} {value.dtype}"
                 raise LatentGymError(
-                    f"observation {key!r}: the environment's observation space says {shape} {np.dtype(dtype)}, found "
-                    f"{found}"
+                    f"observation {key!r}: the environment's observation space says {shape} {dtype}, found {found}"
                 )
             self.observation[key][slot] = value
         texts = {key: observation.get(key, "") for key in self.layout.texts}
@@ -156,7 +157,12 @@ class Slots:
         memory, self._memory = self._memory, None
         if memory is not None:
             self.observation, self.action, self.current, self.since = {}, *(np.empty(0) for _ in range(3))  # type: ignore[assignment]
-            memory.close()
+            with contextlib.suppress(BufferError):  # somebody still looks at an array; it is freed with that
+                memory.close()
+
+
+def _fits(found: np.dtype[Any], stored: np.dtype[Any]) -> bool:
+    return found == stored or np.can_cast(found, stored, "same_kind")
 
 
 def _aligned(size: int) -> int:

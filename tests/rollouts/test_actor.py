@@ -57,10 +57,11 @@ def test_short_batches_are_filled_up_by_rows_that_serve_nobody() -> None:
     assert actor.act([1], {1: 0}).tolist() == [[2, 2]]
 
 
-def test_a_policy_that_minds_its_place_gets_one_observation_at_a_time() -> None:
-    with pytest.warns(UserWarning, match="rounds differently at different places of a batch of 4"):
-        actor = Actor(Sum(tilt=1e-6), slots_of(3), "env", batch_size=4)
-    assert actor.batch_size == 1
+@pytest.mark.parametrize("batch_size", [3, 4, 7])
+def test_a_policy_that_minds_its_place_is_served_in_smaller_batches(batch_size: int) -> None:
+    with pytest.warns(UserWarning, match=f"different places of a batch of {batch_size}; it is served in batches of 2"):
+        actor = Actor(Sum(tilt=1e-6), slots_of(3), "env", batch_size=batch_size)
+    assert actor.batch_size == 2
     assert actor.act([2], {2: 0}).tolist() == [[3, 3]]
 
 

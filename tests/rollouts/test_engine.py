@@ -164,7 +164,7 @@ def test_crashed_and_hung_episodes_are_repeated(tmp_path: Path) -> None:
     options = {"folder": str(tmp_path), "faults": faults}
     expected = evaluate(WALK, Wanderer(), range(12), batch_size=2, per_step=True)
     spread = evaluate(
-        WALK, Wanderer(), range(12), workers=2, batch_size=2, per_step=True, env_options=options, step_timeout_s=2
+        WALK, Wanderer(), range(12), workers=2, batch_size=2, per_step=True, env_options=options, step_timeout_s=4
     )
     assert {path.name for path in tmp_path.iterdir()} == {"3", "5", "8"}
     assert spread.records == expected.records
