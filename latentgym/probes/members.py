@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import dataclasses
 import itertools
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -18,8 +19,39 @@ from latentgym.probes.gram import floored
 from latentgym.seeding import numpy_generator, torch_generator
 
 Parameters = dict[str, Tensor]
-_Views = list[tuple[Tensor, tuple[str, slice]]]
 _VALIDATION_SHARE = 0.2
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """The weights of M members, each member's P numbers in one row, so that the optimiser passes over memory once.
+
+    Attributes:
+        flat: ``(M, P)`` float32.
+        shapes: shape of each named part of a row, in order.
+    """
+
+    flat: Tensor
+    shapes: dict[str, torch.Size]
+
+    @classmethod
+    def stacked(cls, drawn: Sequence[Parameters], device: torch.device) -> Weights:
+        """Rows from the named weights of one member each."""
+        rows = [torch.cat([values.reshape(-1) for values in one.values()]) for one in drawn]
+        return cls(torch.stack(rows).to(device), {name: values.shape for name, values in drawn[0].items()})
+
+    def zeros(self) -> Weights:
+        """As many zeros."""
+        return Weights(torch.zeros_like(self.flat), self.shapes)
+
+    def copy(self) -> Weights:
+        """The same numbers elsewhere."""
+        return Weights(self.flat.clone(), self.shapes)
+
+    def views(self, members: slice = slice(None)) -> Parameters:
+        """Named views ``(M', …)`` of some members' rows."""
+        parts = self.flat[members].split([shape.numel() for shape in self.shapes.values()], dim=1)
+        return {name: part.unflatten(1, shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)}
 
 
 class MemberProbe(abc.ABC):
@@ -86,7 +118,7 @@ class MemberProbe(abc.ABC):
 
     def _chunk(self, x: Tensor) -> int:
         """Rows that are read at once outside training."""
-        return 4096
+        return 1024
 
     def fit(
         self,
@@ -138,64 +170,74 @@ class MemberProbe(abc.ABC):
         held = numpy_generator(self.seed, f"{self.kind}-validation").permutation(len(labels))[:count]
         return np.isin(groups, labels[held])
 
-    def _initial(self, features: Sequence[int], targets: int, device: torch.device) -> Parameters:
+    def _initial(self, features: Sequence[int], targets: int, device: torch.device) -> Weights:
         """Every member's weights, one generator per seed; seeds run fastest."""
         generators = [torch_generator(self.seed, f"{self.kind}-weights", member) for member in range(self.members)]
-        drawn = [self._member(features, targets, generator) for generator in generators] * len(self._grid)
-        return {name: torch.stack([one[name] for one in drawn]).to(device).requires_grad_() for name in drawn[0]}
+        drawn = [self._member(features, targets, generator) for generator in generators]
+        return Weights.stacked(drawn * len(self._grid), device)
 
     def _train(self, x: Tensor, y: Tensor, x_held: Tensor, y_held: Tensor) -> None:
-        parameters = self._initial(x.shape[1:], y.shape[1], x.device)
-        optimizer, slices = self._optimizer(parameters)
+        weights = self._initial(x.shape[1:], y.shape[1], x.device)
+        gradients = weights.zeros()
+        optimizer = self._optimizer(weights, gradients)
+        pairs = len(self._grid) if x.is_cuda else 1
+        blocks = [
+            slice(first * self.members, (first + pairs) * self.members) for first in range(0, len(self._grid), pairs)
+        ]
+        steps = [(weights.views(block), gradients.views(block)) for block in blocks]
         generators = [torch_generator(self.seed, f"{self.kind}-batches", member) for member in range(self.members)]
         size = min(self.batch_size, len(x))
-        best = {name: parameter.detach().clone() for name, parameter in parameters.items()}
-        best_loss = self._losses(parameters, x_held, y_held)
+        best = weights.copy()
+        best_loss = self._losses(weights, blocks, x_held, y_held)
         best_step = np.zeros(len(best_loss), dtype=np.int64)
         for step in range(1, self.steps + 1):
-            rows = torch.stack([torch.randint(len(x), (size,), generator=g) for g in generators]).to(x.device)
-            rows = rows.repeat(len(self._grid), 1)
-            error = self._forward(parameters, x[rows]) - y[rows]
-            error.square().mean((1, 2)).sum().backward()  # type: ignore[no-untyped-call]
-            for part, (name, members) in slices:
-                part.grad = parameters[name].grad[members]  # type: ignore[index]
+            rows = torch.cat([torch.randint(len(x), (size,), generator=g) for g in generators]).to(x.device)
+            # One pair of hyper-parameters at a time stays in a CPU's cache; a GPU wants everything in one launch.
+            inputs, targets = (_minibatches(values, rows, self.members, pairs) for values in (x, y))
+            for parameters, gradient in steps:
+                self._gradients(parameters, gradient, inputs, targets)
             optimizer.step()
-            for parameter in parameters.values():
-                parameter.grad = None
             if step % self.evaluate_every == 0 or step == self.steps:
-                losses = self._losses(parameters, x_held, y_held)
+                losses = self._losses(weights, blocks, x_held, y_held)
                 better = losses < best_loss
                 best_loss, best_step[better.cpu().numpy()] = torch.where(better, losses, best_loss), step
-                for name, parameter in parameters.items():
-                    best[name][better] = parameter.detach()[better]
+                best.flat[better] = weights.flat[better]
         self._select(best, best_loss.cpu().numpy(), best_step)
 
-    def _optimizer(self, parameters: Parameters) -> tuple[torch.optim.Optimizer, _Views]:
-        """One optimiser with a parameter group per pair of hyper-parameters, on views of the members' weights."""
-        groups, slices = [], []
+    def _gradients(self, parameters: Parameters, gradients: Parameters, x: Tensor, y: Tensor) -> None:
+        """Write the gradients of each member's mean squared error on its rows ``x (M, n, …)`` and ``y (M, n, Q)``."""
+        leaves = {name: values.detach().requires_grad_() for name, values in parameters.items()}
+        loss = (self._forward(leaves, x) - y).square().mean((1, 2)).sum()
+        for gradient, found in zip(gradients.values(), torch.autograd.grad(loss, list(leaves.values())), strict=True):
+            gradient.copy_(found)
+
+    def _optimizer(self, weights: Weights, gradients: Weights) -> torch.optim.Optimizer:
+        """One optimiser with a parameter group per pair of hyper-parameters, on the rows of its members."""
+        groups = []
         for index, (rate, decay) in enumerate(self._grid):
             members = slice(index * self.members, (index + 1) * self.members)
-            views = [(parameter.detach()[members], (name, members)) for name, parameter in parameters.items()]
-            groups.append({"params": [view for view, _ in views], "lr": rate, "weight_decay": decay})
-            slices += views
-        return torch.optim.AdamW(groups, fused=True), slices
+            rows = weights.flat[members]
+            rows.grad = gradients.flat[members]
+            groups.append({"params": [rows], "lr": rate, "weight_decay": decay})
+        return torch.optim.AdamW(groups, fused=True)
 
-    def _select(self, best: Parameters, losses: NDArray[np.float32], steps: NDArray[np.int64]) -> None:
+    def _select(self, best: Weights, losses: NDArray[np.float32], steps: NDArray[np.int64]) -> None:
         """Keep the hyper-parameters with the lowest mean validation error."""
         self.validation_losses_ = losses.reshape(len(self._grid), self.members)
         chosen = int(np.argmin(self.validation_losses_.mean(1)))
         members = slice(chosen * self.members, (chosen + 1) * self.members)
         self.learning_rate_, self.weight_decay_ = self._grid[chosen]
         self.best_step_, self.validation_loss_ = steps[members], losses[members]
-        self._best = {name: parameter[members].clone() for name, parameter in best.items()}
+        self._best = Weights(best.flat[members].clone(), best.shapes).views()
 
     @torch.inference_mode()
-    def _losses(self, parameters: Parameters, x: Tensor, y: Tensor) -> Tensor:
-        """``(M,)`` mean squared error per member."""
-        members, size = len(next(iter(parameters.values()))), self._chunk(x)
-        total = torch.zeros(members, device=x.device)
-        for rows, targets in zip(torch.split(x, size), torch.split(y, size), strict=True):
-            total += (self._forward(parameters, _shared(rows, members)) - targets).square().mean(2).sum(1)
+    def _losses(self, weights: Weights, blocks: Sequence[slice], x: Tensor, y: Tensor) -> Tensor:
+        """``(M,)`` mean squared error per member, one block of members after the other."""
+        total = torch.zeros(len(weights.flat), device=x.device)
+        for block in blocks:
+            parameters, own = weights.views(block), total[block]
+            for rows, targets in zip(*(torch.split(values, self._chunk(x)) for values in (x, y)), strict=True):
+                own += (self._forward(parameters, _shared(rows, len(own))) - targets).square().mean(2).sum(1)
         return total / len(x)
 
     @torch.inference_mode()
@@ -260,6 +302,12 @@ def _standardisation(values: Tensor, floor: float) -> tuple[Tensor, Tensor]:
 
 def _apply(values: Tensor, scale: tuple[Tensor, Tensor]) -> Tensor:
     return ((values - scale[0]) / scale[1]).float()
+
+
+def _minibatches(values: Tensor, rows: Tensor, members: int, repeats: int) -> Tensor:
+    """``(repeats · S, n, …)`` rows of each of S members, the members' own running fastest."""
+    drawn = values.index_select(0, rows).unflatten(0, (members, -1))
+    return drawn if repeats == 1 else drawn.repeat(repeats, *(1 for _ in drawn.shape[1:]))
 
 
 def _shared(rows: Tensor, members: int) -> Tensor:
