@@ -36,12 +36,12 @@ def grouped_folds(groups: NDArray[Any], folds: int) -> dict[Any, int]:
             f"cross-validation needs at least {folds} groups (episodes), one per fold, and found {len(labels)}; "
             "record more episodes or pass a smaller folds="
         )
-    load = np.zeros(folds)
+    load, names = np.zeros(folds), labels.tolist()
     fold_of: dict[Any, int] = {}
     for index in np.argsort(counts, kind="stable")[::-1]:
         lightest = int(np.argmin(load))
         load[lightest] += counts[index]
-        fold_of[labels[index].item()] = lightest
+        fold_of[names[index]] = lightest
     return fold_of
 
 
@@ -182,10 +182,9 @@ class RidgeProbe:
     def _assign(self, labels: NDArray[Any]) -> NDArray[np.int64]:
         """Fold of each row; new groups go to the fold with the fewest rows."""
         unique, first, inverse, counts = np.unique(labels, return_index=True, return_inverse=True, return_counts=True)
-        fold = np.empty(len(unique), dtype=np.int64)
+        fold, names = np.empty(len(unique), dtype=np.int64), unique.tolist()
         for index in np.argsort(first):
-            label = unique[index].item()
-            fold[index] = self._fold_of.setdefault(label, int(np.argmin(self._load)))
+            fold[index] = self._fold_of.setdefault(names[index], int(np.argmin(self._load)))
             self._load[fold[index]] += counts[index]
         rows: NDArray[np.int64] = fold[inverse.reshape(-1)]
         return rows

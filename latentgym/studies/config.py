@@ -328,15 +328,7 @@ def _explain(location: tuple[int | str, ...], kind: str, message: str, found: ob
 
 def _section_at(location: tuple[int | str, ...]) -> type[BaseModel]:
     """The section of the configuration that an error's location points into."""
-    names: dict[str, type[BaseModel]] = {
-        "suites": Suite,
-        "pretraining": PretrainingSettings,
-        "adaptation": AdaptationSettings,
-        "probe": ProbeSettings,
-        "robustness": RobustnessSettings,
-        "fidelity": FidelitySettings,
-        "policy": PolicySettings,
-        "rollout": RolloutSettings,
-        "link": LinkSettings,
-    }
-    return names[str(location[0])] if location else StudyConfig
+    if not location:
+        return StudyConfig
+    name = str(location[0])
+    return Suite if name == "suites" else type(StudyConfig.model_fields[name].default)

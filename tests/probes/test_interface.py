@@ -45,6 +45,16 @@ def test_a_stream_of_blocks_chooses_the_same_penalty() -> None:
     np.testing.assert_allclose(stream.predict(X), whole.predict(X), rtol=1e-10)
 
 
+@pytest.mark.parametrize("dtype", [object, str])
+def test_groups_may_be_names(dtype: type) -> None:
+    """A column of a table holds its strings as objects."""
+    names = np.array([f"episode-{group:02d}" for group in GROUPS], dtype=dtype)
+    for probe in (RidgeProbe(), MLPProbe(**SMALL)):
+        np.testing.assert_array_equal(
+            clone(probe).fit(X, Y, groups=names).predict(X), probe.fit(X, Y, groups=GROUPS).predict(X)
+        )
+
+
 def test_single_and_double_precision_features_give_one_readout() -> None:
     x = X.astype(np.float32)
     single, double = (RidgeProbe(device="cpu").fit(values, Y, groups=GROUPS) for values in (x, x.astype(np.float64)))

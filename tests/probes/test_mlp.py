@@ -1,10 +1,16 @@
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 from latentgym.errors import LatentGymError
+from latentgym.probes.members import MemberProbe, draw_linear
 from latentgym.probes.mlp import MLPProbe
+from latentgym.seeding import torch_generator
 
 
 def problem(rows: int = 600) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -30,6 +36,47 @@ def test_members_trained_together_equal_members_trained_alone() -> None:
     members = together.predict_members(x)
     assert np.abs(members[0] - members[1]).max() > 0.1
     np.testing.assert_allclose(together.predict(x), members.mean(0))
+
+
+@pytest.mark.parametrize("hidden", [(), (5,), (7, 4)])
+def test_gradients_by_hand_are_autograds(hidden: tuple[int, ...]) -> None:
+    probe = MLPProbe(hidden, members=3)
+    generator = torch.Generator().manual_seed(0)
+    weights = probe._initial((6,), 2, torch.device("cpu"))
+    weights.flat.copy_(torch.randn(weights.flat.shape, generator=generator))
+    x, y = (torch.randn(3, 20, width, generator=generator) for width in (6, 2))
+    found, wanted = weights.zeros(), weights.zeros()
+    probe._gradients(weights.views(), found.views(), x, y)
+    MemberProbe._gradients(probe, weights.views(), wanted.views(), x, y)
+    torch.testing.assert_close(found.flat, wanted.flat)
+
+
+@pytest.mark.parametrize("rate", [1e-3, 1e-2])
+def test_every_fit_is_that_of_a_loop_in_plain_torch(rate: float) -> None:
+    x, y, _ = problem()
+    scale = [(v[:500].mean(0), v[:500].std(0)) for v in (x, y)]
+    inputs, targets = (
+        torch.from_numpy((v - mean) / deviation).float() for v, (mean, deviation) in zip((x, y), scale, strict=True)
+    )
+    found = MLPProbe((16, 8), steps=30, members=2, learning_rate=[1e-4, rate], batch_size=32, evaluate_every=10)
+    found.fit(x[:500], y[:500], validation=(x[500:], y[500:]))
+    for seed in range(2):
+        generator, layers = torch_generator(0, "mlp-weights", seed), []
+        for sizes in itertools.pairwise((6, 16, 8, 2)):
+            layer, drawn = nn.Linear(*sizes), draw_linear("layer", *sizes, generator)
+            layer.load_state_dict({"weight": drawn["layer.weight"].T, "bias": drawn["layer.bias"][0]})
+            layers += [layer, nn.ReLU()]
+        model = nn.Sequential(*layers[:-1])
+        optimizer, batches = torch.optim.Adam(model.parameters(), lr=rate), torch_generator(0, "mlp-batches", seed)
+        best = nn.functional.mse_loss(model(inputs[500:]), targets[500:]).item()
+        for step in range(1, 31):
+            rows = torch.randint(500, (32,), generator=batches)
+            optimizer.zero_grad()
+            nn.functional.mse_loss(model(inputs[rows]), targets[rows]).backward()
+            optimizer.step()
+            if step % 10 == 0:
+                best = min(best, nn.functional.mse_loss(model(inputs[500:]), targets[500:]).item())
+        assert found.validation_losses_[1, seed] == pytest.approx(best, rel=1e-4)
 
 
 def test_the_best_validation_step_is_kept() -> None:

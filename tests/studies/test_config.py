@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
 from latentgym.errors import LatentGymError, UnknownNameError
-from latentgym.studies.config import load_config, parse_config, shipped_studies
+from latentgym.studies.config import StudyConfig, load_config, parse_config, shipped_studies
 
 
 def quickstart() -> dict[str, Any]:
@@ -64,6 +65,12 @@ def test_every_bad_value_is_listed() -> None:
         parse_config(data, "mine.toml")
     assert "suites.0.rollouts" in str(caught.value)
     assert "probe.mlp_steps" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", [n for n, f in StudyConfig.model_fields.items() if isinstance(f.default, BaseModel)])
+def test_every_section_suggests_its_own_keys(name: str) -> None:
+    with pytest.raises(LatentGymError, match=rf"{name}\.sttps: unknown key 'sttps'"):
+        parse_config({**load_config("smoke").model_dump(mode="json"), name: {"sttps": 1}}, "mine.toml")
 
 
 def test_unknown_objective_suggests() -> None:
