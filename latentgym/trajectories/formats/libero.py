@@ -134,7 +134,9 @@ class LiberoDataset(Dataset):
                 digest.update(name.encode() + group[name][()].tobytes())
         options = dataclasses.asdict(self.options)
         pairing = [demo.file.follows, demo.file.upside_down]
-        return content_key({"version": _FORMAT_VERSION, "options": options, "rows": pairing, "bytes": digest.hexdigest()})
+        return content_key(
+            {"version": _FORMAT_VERSION, "options": options, "rows": pairing, "bytes": digest.hexdigest()}
+        )
 
     def _read(self, index: int, cameras: Sequence[str], extras: Sequence[str]) -> Episode:
         demo = self._demos[index]
