@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
 import json
 import os
 import platform
 import subprocess
 import sys
 from typing import Any
+
+from latentgym.envs.extras import EXTRAS, examine
 
 _BACKENDS = ("egl", "osmesa", "glfw")
 _TIMEOUT_S = 60
@@ -19,16 +19,6 @@ _MEND_GL = {
     "glfw": "needs a display (an X server); headless machines use egl or osmesa",
 }
 _SOFTWARE_RENDERERS = ("llvmpipe", "softpipe", "swrast", "software")
-
-#: Extra to the modules that it installs, which are also the names of their distributions.
-EXTRAS: dict[str, tuple[str, ...]] = {
-    "metaworld": ("metaworld",),
-    "robosuite": ("robosuite", "h5py"),
-    "calvin": ("pybullet",),
-    "hf": ("transformers",),
-    "timm": ("timm", "torchvision"),
-    "rl": ("stable_baselines3",),
-}
 
 _PROBE = """
 import json, time
@@ -75,7 +65,7 @@ def diagnose() -> dict[str, Any]:
         A mapping of JSON types: ``python``, ``platform``, ``cpus``; ``gl``, backend to ``ok``, ``frames_per_s`` (a
         small scene at 64 pixels), ``vendor``, ``renderer``, ``version``, ``software`` (no GPU used) or ``error`` and
         ``mend``; ``chosen_gl``, the first backend that works or the value of ``MUJOCO_GL`` (``None`` if none works);
-        ``extras``, name to ``ok``, ``versions``, ``mend``; ``warnings``, a list of sentences.
+        ``extras``, name to what :func:`latentgym.envs.extras.examine` finds; ``warnings``, a list of sentences.
     """
     gl = {backend: probe_backend(backend) for backend in _BACKENDS}
     working = [backend for backend in _BACKENDS if gl[backend]["ok"]]
@@ -87,7 +77,7 @@ def diagnose() -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "gl": gl,
         "chosen_gl": chosen,
-        "extras": {name: _extra(name) for name in EXTRAS},
+        "extras": {name: examine(name, gl=bool(working)) for name in EXTRAS},
         "warnings": _warnings(gl, working, wanted, chosen),
     }
 
@@ -98,13 +88,16 @@ def describe(findings: dict[str, Any]) -> str:
     for name, item in findings["gl"].items():
         if item["ok"]:
             software = ", software rendering" if item["software"] else ""
-            lines.append(f"  {name}: {item['frames_per_s']} frames/s, {item['renderer']}{software}")
+            lines.append(f"  {name}: {item['frames_per_s']} frames/s at 64 pixels{software}")
+            lines += [f"    {key}: {item[key]}" for key in ("vendor", "renderer", "version")]
         else:
             lines.append(f"  {name}: does not work ({item['error']}); {item.get('mend', '')}")
     lines += [f"  chosen: {findings['chosen_gl'] or 'none'}", "", "Extras"]
     for name, item in findings["extras"].items():
         versions = ", ".join(f"{package} {version}" for package, version in item["versions"].items())
         lines.append(f"  {name}: {versions}" if item["ok"] else f"  {name}: missing; {item['mend']}")
+        lines.append(f"    for {item['gives']}")
+        lines += [f"    cannot: {sentence}" for sentence in item["cannot"]]
     return "\n".join([*lines, *(f"\nwarning: {warning}" for warning in findings["warnings"])])
 
 
@@ -130,13 +123,6 @@ def probe_backend(backend: str) -> dict[str, Any]:
     error = result.setdefault("error", "the frame is blank")
     missing = "No module named" in error
     return result | {"mend": "pip install --force-reinstall latentgym" if missing else _MEND_GL.get(backend, "")}
-
-
-def _extra(name: str) -> dict[str, Any]:
-    missing = [module for module in EXTRAS[name] if importlib.util.find_spec(module) is None]
-    versions = {module: importlib.metadata.version(module) for module in EXTRAS[name] if module not in missing}
-    mend = f"pip install 'latentgym[{name}]'" if missing else ""
-    return {"ok": not missing, "versions": versions, "missing": missing, "mend": mend}
 
 
 def _warnings(gl: dict[str, dict[str, Any]], working: list[str], wanted: str, chosen: str | None) -> list[str]:

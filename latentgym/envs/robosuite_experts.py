@@ -15,8 +15,7 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from latentgym.envs.contract import Expert
-from latentgym.envs.experts import LiftExpert
+from latentgym.envs.experts import Memoryless
 
 Vector = NDArray[np.float64]
 
@@ -60,14 +59,11 @@ class Command:
     pointing: Vector = dataclasses.field(default_factory=_DOWN.copy)
 
 
-class RobosuiteExpert(abc.ABC):
+class RobosuiteExpert(Memoryless, abc.ABC):
     """Proportional control of the gripper's pose towards the command of the current phase."""
 
     _GAIN = 2.0
     _TURN_GAIN = 1.0
-
-    def reset(self, env: gymnasium.Env[Any, Any], rng: np.random.Generator) -> None:
-        """Nothing to prepare: the expert has no memory and no randomness."""
 
     def act(self, env: gymnasium.Env[Any, Any], observation: dict[str, NDArray[Any]]) -> NDArray[np.float32]:
         """The action ``(7,)`` for the current state, inside [-1, 1].

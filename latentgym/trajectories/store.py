@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from latentgym.artifacts import atomic_directory, content_key, disk_errors
-from latentgym.errors import CorruptDataError, LatentGymError, UnknownNameError
+from latentgym.errors import CorruptDataError, LatentGymError
 from latentgym.trajectories.attachments import attachment_problems
 from latentgym.trajectories.dataset import CheckReport, Dataset
 from latentgym.trajectories.episode import ActionSpec, Episode, Provenance
@@ -197,7 +197,7 @@ def create_store(
 
 
 def open_dataset(path: str | os.PathLike[str], **options: Any) -> Dataset:
-    """Open a recorded data set, one in CALVIN's format, or HDF5 demonstrations of LIBERO or robomimic; no episode is read.
+    """Open a recorded data set, a CALVIN folder, or HDF5 demonstrations of LIBERO or robomimic; no episode is read.
 
     Args:
         path: its folder; for demonstrations also one HDF5 file.

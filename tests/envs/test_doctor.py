@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 
-from latentgym.envs.doctor import EXTRAS, diagnose, probe_backend
+from latentgym.envs.doctor import describe, diagnose, probe_backend
+from latentgym.envs.extras import EXTRAS, Extra, examine
 
 
 def test_diagnosis_is_json_and_finds_a_working_backend():
@@ -28,7 +29,8 @@ def test_unusable_backend_says_why_and_what_to_do(monkeypatch):
 
 
 def test_machine_without_gl_and_with_a_missing_extra(monkeypatch):
-    monkeypatch.setitem(EXTRAS, "hf", ("transformers", "no_such_module"))
+    modules = {"transformers": "transformers", "no_such_module": "no-such-module"}
+    monkeypatch.setitem(EXTRAS, "hf", Extra("encoders", modules))
     monkeypatch.setattr("latentgym.envs.doctor._BACKENDS", ("glfw",))
     monkeypatch.delenv("DISPLAY", raising=False)
     report = diagnose()
@@ -36,3 +38,39 @@ def test_machine_without_gl_and_with_a_missing_extra(monkeypatch):
     assert "latentgym[hf]" in report["extras"]["hf"]["mend"]
     assert report["chosen_gl"] is None
     assert "no GL backend renders" in report["warnings"][0]
+    assert any("without a GL backend" in sentence for sentence in report["extras"]["metaworld"]["cannot"])
+
+
+def test_text_names_strings_speed_extras_and_what_they_cannot_do(monkeypatch):
+    monkeypatch.setattr("latentgym.envs.doctor._BACKENDS", ("glfw",))
+    monkeypatch.setitem(EXTRAS, "rl", Extra("learning", {"no_such_module": "none"}))
+    monkeypatch.setitem(
+        EXTRAS, "hdf5", Extra("reading", {"json": "numpy"}, limits=lambda: ["reads nothing: try again"])
+    )
+    report = diagnose()
+    report["gl"]["egl"] = {
+        "ok": True, "software": True, "frames_per_s": 7, "vendor": "Mesa", "renderer": "llvmpipe", "version": "4.5",
+    }  # fmt: skip
+    text = describe(report)
+    for part in ("7 frames/s", "software rendering", "vendor: Mesa", "version: 4.5", "glfw: does not work"):
+        assert part in text, part
+    assert "rl: missing; pip install 'latentgym[rl]'" in text and "for learning" in text
+    assert "cannot: reads nothing: try again" in text
+
+
+def test_versions_that_do_not_work_together_are_named(monkeypatch):
+    known = {"mujoco": "3.10.1", "robosuite": "1.4.0", "numpy": "2.1.0"}
+    monkeypatch.setattr("importlib.metadata.version", lambda name: known.get(name, "1.0"))
+    found = examine("robosuite", gl=True)["cannot"]
+    assert [any(part in sentence for sentence in found) for part in ("mujoco>=3.3,<3.10", "1.5.2", "numpy<2")] == [
+        True
+    ] * 3
+    monkeypatch.setitem(known, "mujoco", "3.3.0")
+    monkeypatch.setitem(known, "robosuite", "1.5.2")
+    limits = EXTRAS["libero"].limits()
+    assert len(limits) == 1 and "virtual environment of its own" in limits[0]
+
+
+def test_missing_assets_are_named(monkeypatch, tmp_path):
+    monkeypatch.setenv("CALVIN_ENV_ROOT", str(tmp_path / "none"))
+    assert "latentgym assets calvin" in examine("calvin", gl=True)["cannot"][0]

@@ -224,7 +224,7 @@ def _succeeded(demo: Any, facts: FileFacts) -> bool:
 
 
 def _masked(file: Any) -> set[str]:
-    masks = file["mask"] if "mask" in file else {}
+    masks = file.get("mask", {})
     return {_text(name) for mask in _HELD_OUT_MASKS if mask in masks for name in masks[mask][()]}
 
 

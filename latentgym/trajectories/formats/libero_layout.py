@@ -64,8 +64,10 @@ def action_spec(size: int, env_kwargs: Mapping[str, Any], label: str) -> ActionS
     arms = size // _ARM_SIZE
     names = [f"robot{arm}_{name}" if arms > 1 else name for arm in range(arms) for name in (*_ARM, "gripper")]
     bound = 1.0 if delta else 4.0
-    places = {part: tuple(arm * _ARM_SIZE + index for arm in range(arms) for index in span)
-              for part, span in (("translation", range(3)), ("rotation", range(3, 6)), ("gripper", range(6, 7)))}  # fmt: skip
+    spans = {"translation": range(3), "rotation": range(3, 6), "gripper": range(6, 7)}
+    places = {
+        part: tuple(arm * _ARM_SIZE + index for arm in range(arms) for index in span) for part, span in spans.items()
+    }
     return ActionSpec(
         names=tuple(names),
         frame="world",
@@ -114,7 +116,7 @@ def proprio_names(observations: Mapping[str, tuple[int, ...]], layout: str) -> l
 
 
 def _robot(position: NDArray[Any], body: NDArray[np.float64], fingers: NDArray[Any]) -> NDArray[np.float32]:
-    """Proprioception ``(n, 11)``; files hold the pose of the hand's body, whose axes are a quarter turn off its site's."""
+    """``(n, 11)``; files hold the orientation of the hand's body, a quarter turn off that of the gripper's site."""
     return np.concatenate([position, -body[:, :, 1], body[:, :, 0], fingers], axis=1).astype(np.float32)
 
 
