@@ -43,7 +43,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a tabl
 Encoder = Annotated[str, typer.Option("--encoder", help="Registered name, folder, or hub id.")]
 DataOption = Annotated[
     list[str],
-    typer.Option(help="key=value of how a CALVIN folder is read, such as actions=actions; repeatable."),
+    typer.Option(
+        help="key=value of how a CALVIN folder or HDF5 demonstrations are read, such as split=tasks; repeatable."
+    ),
 ]
 Workers = Annotated[int, typer.Option(min=1, help="Worker processes.")]
 
@@ -719,12 +721,16 @@ def assets_calvin(
 
 
 @check_app.command("env")
-def check_environment(env: Annotated[str, typer.Argument(help="Environment id.")], assets: Assets = None) -> None:
+def check_environment(
+    env: Annotated[str, typer.Argument(help="Environment id.")],
+    option: Annotated[list[str], typer.Option(help="key=value for the environment; repeatable.")] = [],  # noqa: B006
+    assets: Assets = None,
+) -> None:
     """Check an environment against the contract; all problems at once."""
     _use_assets(assets)
     from latentgym.envs.conformance import check_env
 
-    _report_problems(env, check_env(env))
+    _report_problems(env, check_env(env, **_options(option)))
 
 
 @check_app.command("encoder")

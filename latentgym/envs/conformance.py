@@ -23,7 +23,7 @@ Env = gymnasium.Env[Any, Any]
 Transition = tuple[dict[str, NDArray[Any]], float, bool, bool, dict[str, Any]]
 
 
-def check_env(env_or_id: Env | str) -> list[str]:
+def check_env(env_or_id: Env | str, **options: Any) -> list[str]:
     """Check an environment against the contract.
 
     Checked are: a stated contract that agrees with the spaces; observations inside the observation space; upright
@@ -34,6 +34,7 @@ def check_env(env_or_id: Env | str) -> list[str]:
     Args:
         env_or_id: an environment, which is reset and stepped but not closed; or an id for ``make_env``, which allows
             the twin to be a fresh environment.
+        **options: with an id: options of ``make_env``.
 
     Returns:
         The problems found, one sentence each; empty if the environment conforms.
@@ -41,8 +42,8 @@ def check_env(env_or_id: Env | str) -> list[str]:
     if isinstance(env_or_id, str):
         from latentgym.envs.make import make_env  # make imports the adapters, which an outside environment never needs
 
-        env: Env = make_env(env_or_id)
-        twin: Env = make_env(env_or_id)
+        env: Env = make_env(env_or_id, **options)
+        twin: Env = make_env(env_or_id, **options)
         try:
             return _problems(env, twin)
         finally:

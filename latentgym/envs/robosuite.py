@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentgym.envs.contract import EnvContract, Expert
-from latentgym.envs.experts import LiftExpert
 from latentgym.envs.gl import import_mujoco
 from latentgym.envs.mujoco_task import FreeCamera, MujocoTask, Render, Scene, check_view, merge_options
+from latentgym.envs.robosuite_experts import ROBOSUITE_EXPERTS
 from latentgym.errors import LatentGymError, UnknownNameError, require
 from latentgym.trajectories.episode import ActionSpec
 
@@ -59,8 +59,11 @@ _INSTRUCTIONS = {
 # robosuite draws which object is asked for from a Python set, whose order differs from process to process.
 _DRAWN_OBJECT = {"NutAssemblySingle": ("nut_id", 2), "PickPlaceSingle": ("object_id", 4)}
 
-_NEAR_CAMERA = FreeCamera(lookat=(0.0, 0.0, 0.9), distance=0.72, azimuth=150.0, elevation=-38.0)
-_NEAR_CAMERA_TASKS = frozenset({"Lift", "Stack"})
+_CUBES_CAMERA = FreeCamera(lookat=(0.0, 0.0, 0.9), distance=0.72, azimuth=150.0, elevation=-38.0)
+_DOOR_CAMERA = FreeCamera(lookat=(-0.12, -0.22, 1.06), distance=0.75, azimuth=225.0, elevation=-25.0)
+_PEGS_CAMERA = FreeCamera(lookat=(0.06, 0.02, 0.88), distance=0.85, azimuth=180.0, elevation=-38.0)
+_BINS_CAMERA = FreeCamera(lookat=(0.1, 0.02, 0.85), distance=1.15, azimuth=180.0, elevation=-48.0)
+_CLOSE_UP_TASKS = frozenset({"Lift", "Stack"})  # whose camera sees little of the arm
 
 _ARM = ("x", "y", "z", "rx", "ry", "rz")
 
@@ -89,6 +92,18 @@ def _action_spec(grippers: list[bool]) -> ActionSpec:
     )
 
 
+def _near_camera(task: str) -> FreeCamera | str:
+    for words, camera in (
+        (("Lift", "Stack"), _CUBES_CAMERA),
+        (("Door",), _DOOR_CAMERA),
+        (("NutAssembly",), _PEGS_CAMERA),
+        (("PickPlace",), _BINS_CAMERA),
+    ):
+        if task.startswith(words):
+            return camera
+    return "agentview"
+
+
 def _has_fingers(robot: Any) -> bool:
     return bool(robot.has_gripper["right"] and robot.gripper["right"].dof)
 
@@ -107,8 +122,8 @@ def make_robosuite(
         env_id: the task's id.
         image_size: height and width of the frames, in pixels.
         render: ``"fast"`` switches multisampling, shadows and reflections off, draws the arm's links from their
-            collision meshes, and looks at Lift and Stack from a near free camera; ``"stock"`` is robosuite's look
-            from its camera ``agentview``.
+            collision meshes, and looks from a free camera that is near enough for small frames at the tasks with cubes,
+            pegs, bins or a door; ``"stock"`` is robosuite's look from its camera ``agentview``.
         pixels: whether frames are observed.
         **options: ``horizon`` in control steps (default 70 for Lift, else 200); ``cameras``, names of further cameras
             of the model such as ``"robot0_eye_in_hand"``, observed as ``"pixels_<camera>"``.
@@ -164,7 +179,6 @@ class RobosuiteEnv(MujocoTask):
         self._drawn = self._drawn_per_episode()
         if render == "fast":
             self._lighten_the_arms()
-        near = render == "fast" and task in _NEAR_CAMERA_TASKS
         keys = ("pixels", *(f"pixels_{name}" for name in cameras)) if pixels else ()
         contract = EnvContract(
             env_id=f"robosuite/{task}-v0",
@@ -176,7 +190,7 @@ class RobosuiteEnv(MujocoTask):
             instruction=_INSTRUCTIONS[task],
             settings={"image_size": image_size, "render": render, "horizon": horizon},
         )
-        main: FreeCamera | str = _NEAR_CAMERA if near else "agentview"
+        main = _near_camera(task) if render == "fast" else "agentview"
         scene = Scene(
             cameras={"pixels": main} | {f"pixels_{name}": name for name in cameras},
             geom_groups=(_VISUAL_GROUP,),
@@ -185,14 +199,16 @@ class RobosuiteEnv(MujocoTask):
         super().__init__(contract, scene, image_size=image_size, render=render)
 
     def make_expert(self) -> Expert:
-        """The scripted expert of Lift.
+        """The task's scripted expert.
 
         Raises:
-            LatentGymError: for every other task; robosuite ships no experts.
+            LatentGymError: if it has none; robosuite ships no experts.
         """
-        if self.task_name != "Lift":
-            raise LatentGymError(f"{self.contract.env_id} has no expert; robosuite/Lift-v0 has one")
-        return LiftExpert()
+        if self.task_name not in ROBOSUITE_EXPERTS:
+            raise LatentGymError(
+                f"{self.contract.env_id} has no expert; these tasks have one: {', '.join(ROBOSUITE_EXPERTS)}"
+            )
+        return ROBOSUITE_EXPERTS[self.task_name]()
 
     @staticmethod
     def _build(task: str) -> Any:
@@ -226,16 +242,16 @@ class RobosuiteEnv(MujocoTask):
     def _lighten_the_arms(self) -> None:
         """Draw each link of the arms by its collision mesh of a few hundred faces in place of over ten thousand."""
         model, _ = self._simulation()
-        near = self.task_name in _NEAR_CAMERA_TASKS
+        close_up = self.task_name in _CLOSE_UP_TASKS
         for index in range(model.ngeom):
             body = model.body(model.geom_bodyid[index]).name
             link = re.fullmatch(r"robot\d+_link(\d+)", body)
             if link is None:
-                if near and body.startswith("fixed_mount0"):
+                if close_up and body.startswith("fixed_mount0"):
                     model.geom_group[index] = _HIDDEN_GROUP
             elif model.geom_group[index] == _VISUAL_GROUP:
                 model.geom_group[index] = _HIDDEN_GROUP
-            elif not near or int(link[1]) >= _FIRST_NEAR_LINK:
+            elif not close_up or int(link[1]) >= _FIRST_NEAR_LINK:
                 model.geom_group[index] = _VISUAL_GROUP
                 model.geom_rgba[index] = (0.85, 0.85, 0.85, 1.0)
 

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from latentgym.envs.experts import Memoryless
+from latentgym.envs.contract import Expert
+from latentgym.envs.experts import LiftExpert, Memoryless
 
 Vector = NDArray[np.float64]
 
@@ -24,6 +27,7 @@ _RADIANS_PER_UNIT = 0.5
 _DOWN = np.array([0.0, 0.0, -1.0])
 _OPEN, _CLOSE = -1.0, 1.0
 _PROPRIO_SIZE = 11
+_POSE = slice(7, 14)  # of the one object of a nut or bin task: position and quaternion, after the relative pose
 
 
 @dataclasses.dataclass(frozen=True)
@@ -266,7 +270,7 @@ class NutExpert(RobosuiteExpert):
         self._peg, self._square = np.array(peg), square
 
     def _command(self, hand: Hand, objects: Vector) -> Command:
-        nut, yaw = objects[:3], _yaw(objects[3:7])
+        nut, yaw = objects[_POSE][:3], _yaw(objects[_POSE][3:])
         handle = nut + self._HANDLE_M * _horizontal(yaw)
         across = _horizontal(yaw + math.pi / 2)
         over = np.hypot(*(nut[:2] - self._peg)) < 0.02
@@ -294,3 +298,54 @@ class NutExpert(RobosuiteExpert):
         else:
             height = self._CARRY_M + hand.position[2] - nut[2]
         return Command(np.append(place, height), _CLOSE, along)
+
+
+class BinExpert(RobosuiteExpert):
+    """Grasps the object from above, carries it over its bin and lets go.
+
+    Args:
+        bin_centre: middle of the object's bin, ``(2,)`` m.
+        grip_m: height above the object's middle at which it is grasped.
+        thin_rad: direction of the object's thin side, in its own axes.
+        holding_m: opening of the fingers that hold it, at most.
+    """
+
+    _HOVER_M = 0.12
+    _CARRY_M = 1.08
+    _DROP_M = 0.95
+    _TABLE_M = 0.8
+
+    def __init__(self, bin_centre: tuple[float, float], grip_m: float, thin_rad: float, holding_m: float) -> None:
+        self._bin, self._grip_m = np.array(bin_centre), grip_m
+        self._thin_rad, self._holding_m = thin_rad, holding_m
+
+    def _command(self, hand: Hand, objects: Vector) -> Command:
+        item, yaw = objects[_POSE][:3], _yaw(objects[_POSE][3:])
+        point = _raised(item, self._grip_m)
+        away = float(np.hypot(*(item[:2] - self._bin)))
+        near = np.linalg.norm(point - hand.position) < 0.04
+        holding = near and hand.opening < self._holding_m
+        if away < 0.04 and (item[2] < self._DROP_M or not holding):
+            return Command(np.append(hand.position[:2], self._CARRY_M), _OPEN)
+        if not holding:
+            along = _horizontal(yaw + self._thin_rad)
+            return _grasp(hand, point, along, hover=self._HOVER_M, centred=0.012, around=0.012)
+        over = self._bin + (hand.position - item)[:2]
+        if away < 0.02:
+            return Command(np.append(over, hand.position[2] - 0.04), _CLOSE)
+        if hand.position[2] < self._CARRY_M - 0.05 and away > 0.1:
+            return Command(np.append(hand.position[:2], self._CARRY_M + 0.02), _CLOSE)
+        return Command(np.append(over, self._CARRY_M), _CLOSE)
+
+
+ROBOSUITE_EXPERTS: dict[str, Callable[[], Expert]] = {
+    "Lift": LiftExpert,
+    "Stack": StackExpert,
+    "Door": DoorExpert,
+    "NutAssemblySquare": functools.partial(NutExpert, (0.23, 0.1), square=True),
+    "NutAssemblyRound": functools.partial(NutExpert, (0.23, -0.1), square=False),
+    "PickPlaceMilk": functools.partial(BinExpert, (0.0025, 0.1575), 0.045, 0.0, 0.065),
+    "PickPlaceBread": functools.partial(BinExpert, (0.1975, 0.1575), 0.0, 0.0, 0.06),
+    "PickPlaceCereal": functools.partial(BinExpert, (0.0025, 0.4025), 0.05, 0.0, 0.06),
+    "PickPlaceCan": functools.partial(BinExpert, (0.1975, 0.4025), 0.02, 0.0, 0.065),
+}

@@ -7,22 +7,50 @@ import numpy as np
 import pytest
 
 from latentgym.envs.conformance import check_env
+from latentgym.envs.fetch import fetch_ids
 from latentgym.envs.generic import make_generic
+from latentgym.envs.robosuite import robosuite_tasks
 
-CONFORMING = [
-    "latentgym/TabletopReach-v0",
-    "latentgym/TabletopPush-v0",
-    "latentgym/TabletopIntercept-v0",
-    "metaworld/reach-v3",
-    "metaworld/drawer-open-v3",
-    "robosuite/Lift-v0",
-    "Reacher-v5",
-]
+CONFORMING = {
+    "latentgym/TabletopReach-v0": {},
+    "latentgym/TabletopPush-v0": {},
+    "latentgym/TabletopIntercept-v0": {},
+    "metaworld/reach-v3": {},
+    "metaworld/drawer-open-v3": {},
+    "robosuite/Lift-v0": {"horizon": 20},
+    "FetchReach-v4": {"horizon": 20},
+    "FetchPickAndPlace-v4": {"horizon": 20},
+    "Reacher-v5": {},
+}
+HEAVY = {
+    **{f"robosuite/{task}-v0": {"horizon": 12} for task in robosuite_tasks()},
+    **{env_id: {"horizon": 20} for env_id in fetch_ids()},
+    "PointMaze_UMaze-v3": {"horizon": 20},
+    "AntMaze_UMaze-v5": {"horizon": 20},
+    "HandReach-v3": {"horizon": 20},
+    "AdroitHandDoor-v1": {"horizon": 20},
+    "FrankaKitchen-v1": {"horizon": 20},
+    "Pendulum-v1": {},
+    "HalfCheetah-v5": {"horizon": 20},
+}
 
 
 @pytest.mark.parametrize("env_id", CONFORMING)
 def test_shipped_environments_conform(env_id):
-    assert check_env(env_id) == []
+    assert check_env(env_id, **CONFORMING[env_id]) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("env_id", HEAVY)
+def test_all_families_conform(env_id):
+    assert check_env(env_id, **HEAVY[env_id]) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scene", "AD")
+def test_calvin_conforms(scene, shared, monkeypatch):
+    monkeypatch.setenv("CALVIN_ENV_ROOT", str(shared / "calvin_assets"))
+    assert check_env(f"latentgym/Calvin{scene}-v0", horizon=8) == []
 
 
 class Broken(gymnasium.Wrapper):
