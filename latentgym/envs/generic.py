@@ -211,7 +211,8 @@ class GenericGoalEnv(GenericEnv):
 
 def _goals_of(space: spaces.Space[Any]) -> dict[str, spaces.Space[Any]]:
     """The goals that an environment observes, under their keys."""
-    return {key: space[key] for key in _GOALS if isinstance(space, spaces.Dict) and key in space.spaces}
+    known = space.spaces if isinstance(space, spaces.Dict) else {}
+    return {key: known[key] for key in _GOALS if isinstance(known.get(key), spaces.Box)}
 
 
 def _vector_size(space: spaces.Space[Any]) -> int:
