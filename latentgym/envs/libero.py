@@ -196,9 +196,6 @@ class LiberoEnv(MujocoTask):
             self._task.reset()  # controllers; what it places is replaced by the initial state
         self._task.sim.set_state_from_flattened(self.initial_states[drawn if self._choice is None else self._choice])
         self._task.sim.forward()
-        for robot in self._task.robots:
-            robot.controller.update(force=True)
-            robot.controller.reset_goal()
         solved = False
         for _ in range(_SETTLING_STEPS):
             _, solved = self._advance(np.zeros(_ACTIONS.size, np.float32))
