@@ -25,7 +25,7 @@ from latentgym.envs.gl import import_mujoco
 from latentgym.envs.mujoco_task import MujocoTask, Render, Scene, check_view, merge_options
 from latentgym.errors import LatentGymError, MissingExtraError, UnknownNameError, require
 from latentgym.trajectories.episode import ActionSpec
-from latentgym.trajectories.formats.libero_tasks import libero_tasks
+from latentgym.trajectories.formats.libero_tasks import libero_instruction, libero_tasks
 
 _CONTROL_HZ = 20
 _HORIZON = 600  # as LIBERO evaluates
@@ -156,7 +156,8 @@ class LiberoEnv(MujocoTask):
             cameras=keys,
             control_hz=float(_CONTROL_HZ),
             horizon=horizon,
-            instruction=instruction,
+            # As LIBERO's benchmark has it, whose sentences differ from the definitions' in places.
+            instruction=libero_instruction(task) if libero_tasks().get(task) == suite else instruction,
             settings={"image_size": image_size, "render": render, "horizon": horizon},
         )
         scene = Scene(
@@ -192,8 +193,9 @@ class LiberoEnv(MujocoTask):
 
     def _begin(self, rng: np.random.Generator) -> bool:
         drawn = int(rng.integers(len(self.initial_states)))
-        with _global_seed(_MODEL_SEED), _silence():
-            self._task.reset()  # controllers; what it places is replaced by the initial state
+        self._task.reset()
+        for robot in self._task.robots:
+            robot.gripper.current_action = np.zeros(robot.gripper.dof)  # which a reset forgets
         self._task.sim.set_state_from_flattened(self.initial_states[drawn if self._choice is None else self._choice])
         self._task.sim.forward()
         solved = False
@@ -242,6 +244,7 @@ def _build(definition: Path, envs: Any, robosuite: Any) -> tuple[Any, str]:
             hard_reset=False,
         )
         raw.reset()
+    raw.deterministic_reset = True  # what was placed stays, but for what an initial state moves
     update = raw._update_observables
     # Nobody reads robosuite's sensors here; they are brought up to date where it forces them only.
     raw._update_observables = lambda force=False: update(force=True) if force else None

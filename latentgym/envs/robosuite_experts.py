@@ -197,7 +197,7 @@ class DoorExpert(RobosuiteExpert):
     whose place on the door is known.
     """
 
-    _LEAN_RAD = 0.45
+    _LEAN_RAD = 0.35
     _HOVER_M = 0.09
     _HANDLE_OUT_M = 0.1005  # from the door's middle plane
     _PIVOT_M = 0.1752  # of the handle, from the door's centre
@@ -205,10 +205,10 @@ class DoorExpert(RobosuiteExpert):
     _HINGE_M = 0.255  # from the door's centre
     _HOLDING_OPENING_M = 0.05
     _TURN_RAD = 0.35
-    _TURNED_RAD = 0.9
+    _TURNED_RAD = 1.1
     _UNLATCHED_RAD = 0.03
     _OPEN_RAD = 0.33
-    _STEP_M = 0.03
+    _STEP_M = 0.05
     _CLEAR_M = 0.12
     _BESIDE_M = 0.02
     _LEANING_RAD = 0.15
@@ -227,7 +227,7 @@ class DoorExpert(RobosuiteExpert):
             if turned > self._TURNED_RAD or hinge > self._UNLATCHED_RAD:
                 arm = handle - (door - self._HINGE_M * across)
                 way = np.array([-arm[1], arm[0], 0.0]) / np.hypot(arm[0], arm[1])
-                return Command(handle + self._STEP_M * way, _CLOSE, out, pointing)
+                return Command(hand.position + self._STEP_M * way + 0.5 * offset, _CLOSE, out, pointing)
             # The point that the handle will be at when it is turned further.
             pivot = handle + self._HANDLE_M * (math.cos(turned) * across - math.sin(turned) * _DOWN)
             aim = turned + self._TURN_RAD
@@ -325,8 +325,8 @@ class BinExpert(RobosuiteExpert):
         away = float(np.hypot(*(item[:2] - self._bin)))
         near = np.linalg.norm(point - hand.position) < 0.04
         holding = near and hand.opening < self._holding_m
-        if away < 0.04 and (item[2] < self._DROP_M or not holding):
-            return Command(np.append(hand.position[:2], self._CARRY_M), _OPEN)
+        if away < 0.04 and item[2] < self._DROP_M:
+            return Command(np.append(hand.position[:2], hand.position[2] if holding else self._CARRY_M), _OPEN)
         if not holding:
             along = _horizontal(yaw + self._thin_rad)
             return _grasp(hand, point, along, hover=self._HOVER_M, centred=0.012, around=0.012)
@@ -345,7 +345,7 @@ ROBOSUITE_EXPERTS: dict[str, Callable[[], Expert]] = {
     "NutAssemblySquare": functools.partial(NutExpert, (0.23, 0.1), square=True),
     "NutAssemblyRound": functools.partial(NutExpert, (0.23, -0.1), square=False),
     "PickPlaceMilk": functools.partial(BinExpert, (0.0025, 0.1575), 0.045, 0.0, 0.065),
-    "PickPlaceBread": functools.partial(BinExpert, (0.1975, 0.1575), 0.0, 0.0, 0.06),
+    "PickPlaceBread": functools.partial(BinExpert, (0.1975, 0.1575), 0.015, 0.0, 0.06),
     "PickPlaceCereal": functools.partial(BinExpert, (0.0025, 0.4025), 0.05, 0.0, 0.06),
     "PickPlaceCan": functools.partial(BinExpert, (0.1975, 0.4025), 0.02, 0.0, 0.065),
 }
