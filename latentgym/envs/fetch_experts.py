@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import math
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium
@@ -136,7 +137,7 @@ class SlideExpert(PushExpert):
         return self._HASTE * math.sqrt(2 * self._FRICTION_MU * self._GRAVITY_M_S2 * distance) / self._CONTROL_HZ
 
 
-FETCH_EXPERTS: dict[str, type[Expert]] = {
+FETCH_EXPERTS: dict[str, Callable[[], Expert]] = {
     "Reach": ReachExpert,
     "Push": PushExpert,
     "Slide": SlideExpert,

@@ -262,7 +262,8 @@ class RobosuiteEnv(MujocoTask):
     def _drawn_per_episode(self) -> list[tuple[NDArray[Any], Any]]:
         """What a reset writes into the model, as arrays and their indices: the simulator's state does not hold it."""
         model, task = self._simulation()[0], self._task
-        bodies, geoms = [], []
+        bodies: list[int] = []
+        geoms: list[int] = []
         if self.task_name == "Door":
             bodies = [model.body(task.door.root_body).id]
         elif self.task_name == "Wipe":

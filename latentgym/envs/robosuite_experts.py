@@ -139,7 +139,6 @@ class StackExpert(RobosuiteExpert):
     _STACKED_M = 0.045  # between the centres
     _CLEARANCE_M = 0.03
     _ALIGNED_M = 0.008
-    _TURNED_RAD = 0.12
     _NEAR_M = 0.11
 
     def _command(self, hand: Hand, objects: Vector) -> Command:
