@@ -603,7 +603,7 @@ def _ranking(result: LinkResult, scope: str) -> tuple[list[dict[str, Any]], list
         spread = "" if item.low is None else f"{item.low} to {item.high}"
         rho = cells.get((item.proxy, "spearman"))
         interval = "" if rho is None or rho.low is None else f"{rho.low:.2f} to {rho.high:.2f}"
-        row = {"rank": item.rank, "range": spread, "proxy": item.proxy, "interval": interval}
+        row: dict[str, Any] = {"rank": item.rank, "range": spread, "proxy": item.proxy, "interval": interval}
         row |= {name: cells[item.proxy, name].value for name in statistics if (item.proxy, name) in cells}
         rows.append(row | {"verdict": None if rho is None else rho.verdict})
     return rows, ["rank", "range", "proxy", "spearman", "interval", *statistics[1:], "verdict"]

@@ -65,14 +65,18 @@ def rank_proxies(scope: str, pooled: Mapping[str, Mapping[str, Estimate]]) -> li
     for index, name in enumerate(names):
         defined = drawn_ranks[index][np.isfinite(drawn_ranks[index])]
         rank = _whole(ranks[RANKED_BY][index])
-        low, high = (None, None) if rank is None or not defined.size else np.quantile(defined, [0.025, 0.975])
+        low: int | None = None
+        high: int | None = None
+        if rank is not None and defined.size:
+            ends = np.quantile(defined, [0.025, 0.975])
+            low, high = int(np.floor(ends[0])), int(np.ceil(ends[1]))
         found.append(
             ProxyRank(
                 proxy=name,
                 scope=scope,
                 rank=rank,
-                low=None if low is None else int(np.floor(low)),
-                high=None if high is None else int(np.ceil(high)),
+                low=low,
+                high=high,
                 best_share=None if rank is None else float(shares[index]),
                 n_proxies=int(np.isfinite(ranks[RANKED_BY]).sum()),
                 ranks={statistic: _whole(values[index]) for statistic, values in ranks.items()},

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -157,7 +157,7 @@ def draw_samples(points: Sequence[LinkPoint], *, seed: int, replicates: int) -> 
     """
     runs = list(dict.fromkeys(map(_run, points)))
     families, studies = [run.family for run in runs], np.array([run.study for run in runs])
-    levels = [families, studies.tolist(), [run.identity for run in runs]]
+    levels: list[Sequence[Any]] = [families, studies.tolist(), [run.identity for run in runs]]
     # Strata keep every study in every resample, which would otherwise lose whole studies by chance.
     drawn = hierarchical_bootstrap(levels, replicates, numpy_generator(seed, "link", "encoders"), strata={1})
     generator = numpy_generator(seed, "link", "permutations")

@@ -157,16 +157,8 @@ class _Places:
 
     def _line(self, place: str, point: LinkPoint, filmed: Mapping[tuple[str, int], Any]) -> dict[str, Any]:
         runs = filmed.get((point.encoder, point.seed), {})
-        proxies = {}
-        for name, value in point.proxies.items():
-            low, high = percentile_interval(point.proxy_replicates.get(name, []))
-            said = self._said.get((place, point.encoder, point.seed, name))
-            ranks = {} if said is None else dataclasses.asdict(said)
-            kept = ("rank", "success_rank", "success_low", "success_high", "n", "clear")
-            proxies[name] = {"value": value, "low": low, "high": high} | {key: ranks[key] for key in kept if ranks}
-            if ranks:
-                proxies[name] |= {"rank_low": ranks["low"], "rank_high": ranks["high"]}
-        identity = {"name": label_name(point.encoder), "family": point.family, "run": point.seed}
+        proxies = {name: self._proxy(place, point, name) for name in point.proxies}
+        identity: dict[str, Any] = {"name": label_name(point.encoder), "family": point.family, "run": point.seed}
         return identity | {
             "reference": point.reference,
             "parameters": point.parameters,
@@ -175,6 +167,16 @@ class _Places:
             "outcomes": ["".join(map(str, outcomes)) for outcomes in point.success],
             **self._videos(runs),
         }
+
+    def _proxy(self, place: str, point: LinkPoint, name: str) -> dict[str, Any]:
+        low, high = percentile_interval(point.proxy_replicates.get(name, []))
+        found: dict[str, Any] = {"value": point.proxies[name], "low": low, "high": high}
+        said = self._said.get((place, point.encoder, point.seed, name))
+        if said is not None:
+            found |= {"rank": said.rank, "rank_low": said.low, "rank_high": said.high, "n": said.n, "clear": said.clear}
+            for key in ("success_rank", "success_low", "success_high"):
+                found[key] = getattr(said, key)
+        return found
 
     def _other(self, name: str, runs: Mapping[int | None, _Episodes]) -> dict[str, Any]:
         """A policy beside the link: expert, baselines, and encoders that read no pixels."""
@@ -192,7 +194,8 @@ class _Places:
         }
 
     def _videos(self, runs: Mapping[int | None, _Episodes]) -> dict[str, Any]:
-        found, left_out = [], 0
+        found: list[dict[str, Any]] = []
+        left_out = 0
         for policy_seed, episodes in sorted(runs.items(), key=str):
             for path in episodes.videos:
                 outcome, _, seed = path.stem.partition("-")
@@ -210,7 +213,7 @@ class _Places:
 
 def _success(outcomes: Sequence[Sequence[int]]) -> dict[str, Any]:
     """Rate and counts over policy seeds, with Wilson's interval, or one that crosses several policy seeds."""
-    successes, n = sum(map(sum, outcomes)), sum(map(len, outcomes))
+    successes, n = sum(sum(row) for row in outcomes), sum(len(row) for row in outcomes)
     low, high = wilson_interval(successes, n) if len(outcomes) == 1 else crossed_bootstrap_interval(outcomes)
     return {"value": successes / n, "low": low, "high": high, "successes": successes, "n": n}
 
@@ -250,7 +253,7 @@ def _rollout_entries(run: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     trained = {*run["config"]["objectives"], "random"}
     for video in run.get("videos") or []:
         seed = first.get(video["env"], 0) if video["encoder"].removesuffix(ADAPTED_SUFFIX) in trained else 0
-        place = {"env": video["env"], "encoder": video["encoder"], "seed": seed, "policy_seed": 0}
+        place: dict[str, Any] = {"env": video["env"], "encoder": video["encoder"], "seed": seed, "policy_seed": 0}
         yield place | {"folder": str(Path(video["path"]).parent.parent)}
 
 

@@ -113,8 +113,8 @@ def _plan_suite(config: StudyConfig, suite: Suite, digests: Mapping[str, str]) -
                 cell = _rollout_cell(config, suite, env, f"policies/{policy_seed}", use.label, {"policy": offline})
                 plan.rollouts.append((use, env, policy_seed, cell))
                 if policy_seed == suite.policy_seeds[0]:
-                    under = [(use, env, policy_seed, *found) for found in _corrupted_cells(config, use, cell)]
-                    plan.corrupted.extend(under)
+                    for condition, under in _corrupted_cells(config, use, cell):
+                        plan.corrupted.append((use, env, policy_seed, condition, under))
             if _follows_chains(suite, env) and use.checkpoint is None:
                 name = f"policies/{suite.policy_seeds[0]}"
                 plan.chains.append((use, _chains_cell(config, suite, name, use.label, {"policy": offline})))

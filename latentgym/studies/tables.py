@@ -123,8 +123,8 @@ def policy_corruption_tables(rows: Sequence[Row], summaries: Sequence[EncoderSum
     # Only the policies that met corruptions: clean success of others would not be what the drop is from.
     chosen = [row for row in rows if row.get("readout") == "policy" and row.get("policy_seed") in policies]
     wanted: dict[Any, tuple[str, str | None]] = {"clean": ("success_rate", None)}
-    wanted |= {("success_rate", c): ("success_rate", c) for c in conditions if ":" in c}
-    wanted |= {("success_drop", c): ("success_drop", c) for c in conditions}
+    wanted.update({("success_rate", c): ("success_rate", c) for c in conditions if ":" in c})
+    wanted.update({("success_drop", c): ("success_drop", c) for c in conditions})
     envs = environments(dropped)
     tables = []
     for label in ["all", *envs] if len(envs) > 1 else envs:
