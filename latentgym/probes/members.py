@@ -306,7 +306,7 @@ def _apply(values: Tensor, scale: tuple[Tensor, Tensor]) -> Tensor:
 
 def _minibatches(values: Tensor, rows: Tensor, members: int, repeats: int) -> Tensor:
     """``(repeats · S, n, …)`` rows of each of S members, the members' own running fastest."""
-    drawn = values.index_select(0, rows).unflatten(0, (members, -1))
+    drawn = values.index_select(0, rows).view(members, -1, *values.shape[1:])
     return drawn if repeats == 1 else drawn.repeat(repeats, *(1 for _ in drawn.shape[1:]))
 
 

@@ -95,9 +95,10 @@ def test_the_paper_study_meets_what_its_claims_need() -> None:
     assert all(len(suite.pretraining_seeds) >= 3 and not suite.rollouts for suite in paper.suites)
     assert len({(suite.policy, suite.random_fraction) for suite in paper.suites}) == 1
     cells = [cell for plan in plan_study(paper, {}) for cell in plan.cells()]
-    assert {cell.kind for cell in cells} == {"record", "pretrain", "fidelity", "floors", "offline"}
+    assert {cell.kind for cell in cells} == {"record", "pretrain", "adapt", "fidelity", "floors", "offline"}
     corrupted = [cell for cell in cells if cell.params.get("robustness")]
-    assert len(corrupted) == sum(len(s.envs) * (len(paper.objectives) * 3 + 4) for s in paper.suites)
+    trained = len(paper.objectives) + len(paper.adapt)
+    assert len(corrupted) == sum(len(s.envs) * (trained * 3 + 4) for s in paper.suites)
 
 
 def test_adapted_encoders_are_planned_after_their_base_and_must_be_pretrained_here() -> None:
