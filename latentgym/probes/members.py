@@ -50,8 +50,10 @@ class Weights:
 
     def views(self, members: slice = slice(None)) -> Parameters:
         """Named views ``(M', …)`` of some members' rows."""
-        parts = self.flat[members].split([shape.numel() for shape in self.shapes.values()], dim=1)
-        return {name: part.unflatten(1, shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)}
+        parts = torch.split(self.flat[members], [shape.numel() for shape in self.shapes.values()], dim=1)
+        return {
+            name: part.view(len(part), *shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)
+        }
 
 
 class MemberProbe(abc.ABC):
