@@ -102,8 +102,8 @@ def _rollouts(plan: SuitePlan, root: Path) -> Iterator[dict[str, Any]]:
     for use, env, policy_seed, condition, cell in plan.corrupted:
         policy = {"encoder": use.name, "seed": use.seed, "checkpoint": None, "policy_seed": policy_seed}
         yield {"env": env, **policy, "condition": condition, "folder": str(cell.folder(root).relative_to(root))}
-    for name, env, policy_seed, cell in plan.baselines:
-        policy = {"encoder": f"{name} policy", "seed": 0, "checkpoint": None, "policy_seed": policy_seed}
+    for name, env, drawn, cell in plan.baselines:
+        policy = {"encoder": f"{name} policy", "seed": 0, "checkpoint": None, "policy_seed": drawn}
         yield {"env": env, **policy, "folder": str(cell.folder(root).relative_to(root))}
 
 
