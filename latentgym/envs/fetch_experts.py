@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import abc
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -96,17 +95,13 @@ class PushExpert(FetchExpert):
         aside = behind - ahead * forward
         low = gripper[2] < block[2] + self._LOW_M
         if low and ahead > 0 and np.hypot(*aside) < self._LOST_M:
-            step = gripper[:2] + forward * self._step(distance + ahead) + self._STEERING * aside
+            step = gripper[:2] + forward * min(self._STEP_M, distance + ahead) + self._STEERING * aside
             return np.append(step, block[2]), _CLOSE
         place = np.append(block[:2] - self._BEHIND_M * forward, block[2])
         above = np.hypot(*(place - gripper)[:2]) < self._ALIGNED_M
         if low and not above:
             return np.append(gripper[:2], block[2] + self._HOVER_M), _CLOSE
         return place + np.array([0.0, 0.0, 0.0 if above else self._HOVER_M]), _CLOSE
-
-    def _step(self, distance: float) -> float:
-        """How far to push in one control step, m."""
-        return min(self._STEP_M, distance)
 
 
 class SlideExpert(PushExpert):
@@ -115,9 +110,8 @@ class SlideExpert(PushExpert):
     A puck of speed v slides v² / (2 μ g) further.
     """
 
+    _STEP_M = 0.05
     _BEHIND_M = 0.1
-    _HASTE = 1.3  # of the pushing hand, over the speed that the puck should leave with
-    _DELAY_S = 0.06  # in which the hand goes on pushing when told to stop
     _FRICTION_MU = 0.1
     _GRAVITY_M_S2 = 9.81
     _CONTROL_HZ = 25.0
@@ -127,14 +121,10 @@ class SlideExpert(PushExpert):
         way = (goal - puck)[:2]
         # The observed velocity is the puck's relative to the gripper, and in metres per control step.
         speed = float(np.hypot(*(seen[14:16] + seen[20:22]))) * self._CONTROL_HZ
-        braking = 2 * self._FRICTION_MU * self._GRAVITY_M_S2
-        distance = float(np.hypot(*way))
-        if speed**2 / braking + speed * self._DELAY_S >= distance:
+        coasts = speed**2 / (2 * self._FRICTION_MU * self._GRAVITY_M_S2)
+        if coasts >= np.hypot(*way):
             return gripper + np.array([0.0, 0.0, self._HOVER_M]), _CLOSE
         return super()._target(seen, goal)
-
-    def _step(self, distance: float) -> float:
-        return self._HASTE * math.sqrt(2 * self._FRICTION_MU * self._GRAVITY_M_S2 * distance) / self._CONTROL_HZ
 
 
 FETCH_EXPERTS: dict[str, Callable[[], Expert]] = {

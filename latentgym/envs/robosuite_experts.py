@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -27,7 +26,6 @@ _RADIANS_PER_UNIT = 0.5
 _DOWN = np.array([0.0, 0.0, -1.0])
 _OPEN, _CLOSE = -1.0, 1.0
 _PROPRIO_SIZE = 11
-_POSE = slice(7, 14)  # of the one object of a nut or bin task: position and quaternion, after the relative pose
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,7 +194,7 @@ class DoorExpert(RobosuiteExpert):
     whose place on the door is known.
     """
 
-    _LEAN_RAD = 0.35
+    _LEAN_RAD = 0.45
     _HOVER_M = 0.09
     _HANDLE_OUT_M = 0.1005  # from the door's middle plane
     _PIVOT_M = 0.1752  # of the handle, from the door's centre
@@ -204,10 +202,10 @@ class DoorExpert(RobosuiteExpert):
     _HINGE_M = 0.255  # from the door's centre
     _HOLDING_OPENING_M = 0.05
     _TURN_RAD = 0.35
-    _TURNED_RAD = 1.1
+    _TURNED_RAD = 1.15
     _UNLATCHED_RAD = 0.03
     _OPEN_RAD = 0.33
-    _STEP_M = 0.05
+    _STEP_M = 0.03
     _CLEAR_M = 0.12
     _BESIDE_M = 0.02
     _LEANING_RAD = 0.15
@@ -226,7 +224,7 @@ class DoorExpert(RobosuiteExpert):
             if turned > self._TURNED_RAD or hinge > self._UNLATCHED_RAD:
                 arm = handle - (door - self._HINGE_M * across)
                 way = np.array([-arm[1], arm[0], 0.0]) / np.hypot(arm[0], arm[1])
-                return Command(hand.position + self._STEP_M * way + 0.5 * offset, _CLOSE, out, pointing)
+                return Command(handle + self._STEP_M * way, _CLOSE, out, pointing)
             # The point that the handle will be at when it is turned further.
             pivot = handle + self._HANDLE_M * (math.cos(turned) * across - math.sin(turned) * _DOWN)
             aim = turned + self._TURN_RAD
@@ -250,101 +248,8 @@ class DoorExpert(RobosuiteExpert):
         return Command(start, _OPEN, out, pointing)
 
 
-class NutExpert(RobosuiteExpert):
-    """Grasps a nut by its handle, carries it over its peg, lowers it and lets go.
-
-    Args:
-        peg: place of the peg, ``(2,)`` m.
-        square: whether the nut must be turned like its peg.
-    """
-
-    _HANDLE_M = 0.054  # from the nut's centre
-    _HOVER_M = 0.08
-    _CARRY_M = 1.0
-    _DOWN_M = 0.87
-    _PLACED_M = 0.86
-    _HOLDING_OPENING_M = 0.04
-
-    def __init__(self, peg: tuple[float, float], *, square: bool) -> None:
-        self._peg, self._square = np.array(peg), square
-
-    def _command(self, hand: Hand, objects: Vector) -> Command:
-        nut, yaw = objects[_POSE][:3], _yaw(objects[_POSE][3:])
-        handle = nut + self._HANDLE_M * _horizontal(yaw)
-        across = _horizontal(yaw + math.pi / 2)
-        over = np.hypot(*(nut[:2] - self._peg)) < 0.02
-        near = np.linalg.norm(handle - hand.position) < 0.03
-        if over and nut[2] < self._PLACED_M:
-            return Command(_raised(hand.position, 0.1 if hand.opening > 0.05 else 0.0), _OPEN)
-        if near and hand.opening < self._HOLDING_OPENING_M:
-            return self._carry(hand, nut, yaw)
-        return _grasp(hand, handle, across, hover=self._HOVER_M, centred=0.012, around=0.012)
-
-    def _carry(self, hand: Hand, nut: Vector, yaw: float) -> Command:
-        wanted = yaw if not self._square else round(yaw / (math.pi / 2)) * math.pi / 2
-        error = math.remainder(wanted - yaw, math.tau)
-        turn = np.array([[math.cos(error), -math.sin(error)], [math.sin(error), math.cos(error)]])
-        along = np.append(turn @ hand.rotation[:2, 0], 0.0)
-        away = np.hypot(*(nut[:2] - self._peg))
-        # Where the hand must be for the nut to hang over its peg once it is turned.
-        place = self._peg + turn @ (hand.position - nut)[:2]
-        aligned = away < 0.006 and abs(error) < 0.06
-        below = nut[2] < self._CARRY_M - 0.04
-        if aligned or (below and away < 0.012):
-            height = hand.position[2] - 0.03
-        elif below and away > 0.05:
-            return Command(np.append(hand.position[:2], self._CARRY_M + 0.01), _CLOSE, along)
-        else:
-            height = self._CARRY_M + hand.position[2] - nut[2]
-        return Command(np.append(place, height), _CLOSE, along)
-
-
-class BinExpert(RobosuiteExpert):
-    """Grasps the object from above, carries it over its bin and lets go.
-
-    Args:
-        bin_centre: middle of the object's bin, ``(2,)`` m.
-        grip_m: height above the object's middle at which it is grasped.
-        thin_rad: direction of the object's thin side, in its own axes.
-        holding_m: opening of the fingers that hold it, at most.
-    """
-
-    _HOVER_M = 0.12
-    _CARRY_M = 1.08
-    _DROP_M = 0.95
-    _TABLE_M = 0.8
-
-    def __init__(self, bin_centre: tuple[float, float], grip_m: float, thin_rad: float, holding_m: float) -> None:
-        self._bin, self._grip_m = np.array(bin_centre), grip_m
-        self._thin_rad, self._holding_m = thin_rad, holding_m
-
-    def _command(self, hand: Hand, objects: Vector) -> Command:
-        item, yaw = objects[_POSE][:3], _yaw(objects[_POSE][3:])
-        point = _raised(item, self._grip_m)
-        away = float(np.hypot(*(item[:2] - self._bin)))
-        near = np.linalg.norm(point - hand.position) < 0.04
-        holding = near and hand.opening < self._holding_m
-        if away < 0.04 and item[2] < self._DROP_M:
-            return Command(np.append(hand.position[:2], hand.position[2] if holding else self._CARRY_M), _OPEN)
-        if not holding:
-            along = _horizontal(yaw + self._thin_rad)
-            return _grasp(hand, point, along, hover=self._HOVER_M, centred=0.012, around=0.012)
-        over = self._bin + (hand.position - item)[:2]
-        if away < 0.02:
-            return Command(np.append(over, hand.position[2] - 0.04), _CLOSE)
-        if hand.position[2] < self._CARRY_M - 0.05 and away > 0.1:
-            return Command(np.append(hand.position[:2], self._CARRY_M + 0.02), _CLOSE)
-        return Command(np.append(over, self._CARRY_M), _CLOSE)
-
-
 ROBOSUITE_EXPERTS: dict[str, Callable[[], Expert]] = {
     "Lift": LiftExpert,
     "Stack": StackExpert,
     "Door": DoorExpert,
-    "NutAssemblySquare": functools.partial(NutExpert, (0.23, 0.1), square=True),
-    "NutAssemblyRound": functools.partial(NutExpert, (0.23, -0.1), square=False),
-    "PickPlaceMilk": functools.partial(BinExpert, (0.0025, 0.1575), 0.045, 0.0, 0.065),
-    "PickPlaceBread": functools.partial(BinExpert, (0.1975, 0.1575), 0.015, 0.0, 0.06),
-    "PickPlaceCereal": functools.partial(BinExpert, (0.0025, 0.4025), 0.05, 0.0, 0.06),
-    "PickPlaceCan": functools.partial(BinExpert, (0.1975, 0.4025), 0.02, 0.0, 0.065),
 }
