@@ -78,6 +78,8 @@ def _partial(sample: Samples, proxy: str) -> Estimate:
 
 def _mmrv(sample: Samples, proxy: str) -> Estimate:
     x = sample.proxy(proxy)
+    if not _success_varies(sample, x):
+        return _undefined(sample, x)
     return Estimate(
         mean_maximum_rank_violation(proxy=x, success=sample.success),
         mean_maximum_rank_violation(proxy=sample.drawn_proxy(proxy), success=sample.drawn_success),
@@ -89,6 +91,8 @@ def _mmrv(sample: Samples, proxy: str) -> Estimate:
 def _regret(sample: Samples, proxy: str) -> Estimate:
     """Regret averaged over random halvings of the rollouts; each replicate has one halving of its own."""
     x, success = sample.proxy(proxy), sample.success
+    if not _success_varies(sample, x):
+        return _undefined(sample, x)
     measured = np.where(np.isfinite(x), success, np.nan)
     # What the proxy picks does not depend on the halving, and over halvings a half's mean is the whole's. So only the
     # best encoder's optimism has to be averaged, and value and null share it exactly.
@@ -100,6 +104,17 @@ def _regret(sample: Samples, proxy: str) -> Estimate:
         sample.encoders(x),
         null=optimism + regret(proxy=sample.permuted(x), choosing=success, measuring=success),
     )
+
+
+def _success_varies(sample: Samples, x: NDArray[np.float64]) -> bool:
+    """Whether encoders differ in success at all: where none does, no ranking is wrong and none is right."""
+    rates = sample.success[np.isfinite(x) & np.isfinite(sample.success)]
+    return bool(rates.size and np.ptp(rates) > 0)
+
+
+def _undefined(sample: Samples, x: NDArray[np.float64]) -> Estimate:
+    nothing = np.full(len(sample.drawn_success), np.nan)
+    return Estimate(np.nan, nothing, sample.encoders(x), null=nothing)
 
 
 def _leave_one_out(sample: Samples, proxy: str) -> Estimate:

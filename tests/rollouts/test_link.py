@@ -192,6 +192,15 @@ def test_an_undefined_statistic_is_none() -> None:
     assert (row.value, row.low, row.high, row.verdict) == (None, None, None, "inconclusive")
 
 
+def test_a_task_that_nobody_solves_does_not_make_proxies_look_better() -> None:
+    points = study(6, strength=0.6, envs=2)
+    unsolved = [dataclasses.replace(p, env="env9", success=[[0] * 20]) for p in points if p.env == "env0"]
+    alone, rows = link(points, replicates=50), link([*points, *unsolved], replicates=50)
+    for statistic in ("mmrv", "regret", "mmrv_null", "spearman"):
+        assert find(rows, statistic).value == pytest.approx(find(alone, statistic).value)
+    assert find(rows, "mmrv", env="env9").value is None
+
+
 def test_encoders_may_miss_in_some_environments() -> None:
     points = [
         p for p in study(9, strength=1.0) if (p.env, p.encoder) not in {("env1", "encoder3"), ("env2", "encoder5")}
