@@ -197,18 +197,28 @@ class Engine:
         with self._state:
             if not self._ready or self._over() or not (len(self._ready) >= self._batch_size or self._impatient()):
                 return None
-            batch = [self._ready.popleft() for _ in range(min(self._batch_size, len(self._ready)))]
+            ordered = self._by_worker()
+            batch = ordered[: self._batch_size]
+            self._ready = collections.deque(ordered[self._batch_size :])
             for slot, _ in batch:
                 slot.held = True
             self._serving += 1
             return batch
+
+    def _by_worker(self) -> _Batch:
+        """What is ready, the worker with most of it first: where rows of one worker stay together, messages are few."""
+        counts = collections.Counter(slot.worker.index for slot, _ in self._ready)
+        first = {slot.worker.index: -place for place, (slot, _) in reversed(list(enumerate(self._ready)))}
+        return sorted(
+            self._ready, key=lambda entry: (counts[entry[0].worker.index], first[entry[0].worker.index]), reverse=True
+        )
 
     def _impatient(self) -> bool:
         """Whether an incomplete batch should go: a core would idle, or an observation has waited too long."""
         busy = sum(worker.queued > 0 for worker in self._workers) + (self._serving if self._on_cpu else 0)
         if busy < self._cores and any(not slot.worker.queued for slot, _ in self._ready):
             return True
-        return time.monotonic() - self._ready[0][1].arrived_at > _PATIENCE_S
+        return time.perf_counter() - min(episode.arrived_at for _, episode in self._ready) > _PATIENCE_S
 
     def _answer(self, batch: _Batch, thread: int) -> None:
         assert self._actor is not None
@@ -275,18 +285,20 @@ class Engine:
                 self._batch_size = self._actor.batch_size
         worker.greeted, self._failed_starts[worker.index] = True, 0
         worker.tell("open", self._memory.layout, self._memory.name)
-        for number in worker.slots:
-            self._begin(self._slot[number])
+        self._begin(*(self._slot[number] for number in worker.slots))
 
-    def _begin(self, slot: _Slot) -> None:
-        """Give a slot its next episode, if it can take one and there is one."""
-        if slot.held or slot.episode is not None or not slot.worker.greeted:
-            return
-        number = self._schedule.take()
-        if number is not None:
-            slot.episode = _Episode(number, self._schedule.may_film(number))
-            seed = self._schedule.seed(number)
-            slot.worker.tell("start", slot.number, seed, slot.episode.filmed, moves=1)
+    def _begin(self, *slots: _Slot) -> None:
+        """Give slots of one worker their next episodes, if they can take one and there is one."""
+        begun = []
+        for slot in slots:
+            if slot.held or slot.episode is not None or not slot.worker.greeted:
+                continue
+            number = self._schedule.take()
+            if number is not None:
+                slot.episode = _Episode(number, self._schedule.may_film(number))
+                begun.append((slot.number, self._schedule.seed(number), slot.episode.filmed))
+        if begun:
+            slots[0].worker.tell("start", begun, moves=len(begun))
 
     def _moved(self, slot: _Slot, record: EpisodeRecord | None, texts: dict[str, Any], now: float) -> None:
         episode = slot.episode

@@ -29,8 +29,9 @@ class StepTrace:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
         """Rebuild from JSON."""
-        pairs = {name: tuple(map(tuple, data[name])) for name in ("action", "state")}
-        return cls(**pairs, **{name: tuple(data[name]) for name in ("reward", "success", "policy_latency_s")})
+        fields: dict[str, Any] = {name: tuple(map(tuple, data[name])) for name in ("action", "state")}
+        fields |= {name: tuple(data[name]) for name in ("reward", "success", "policy_latency_s")}
+        return cls(**fields)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -83,7 +83,8 @@ class Slots:
         offset = 0
         for (kind, name), (shape, dtype) in layout.arrays().items():
             size = math.prod(shape) * np.dtype(dtype).itemsize
-            buffer = np.zeros(size, np.uint8) if memory is None else np.frombuffer(memory.buf, np.uint8, size, offset)
+            shared: Any = None if memory is None else memory.buf
+            buffer = np.zeros(size, np.uint8) if shared is None else np.frombuffer(shared, np.uint8, size, offset)
             target = self.observation if kind == "observation" else others
             target[name] = buffer.view(dtype).reshape(shape)
             offset += _aligned(size)

@@ -1,6 +1,6 @@
 """What a rollout's worker process does: step the environments of its slots, in the order in which actions arrive.
 
-Messages to a worker: ``("open", layout, name)`` of the shared memory, ``("start", slot, seed, film)``,
+Messages to a worker: ``("open", layout, name)`` of the shared memory, ``("start", [(slot, seed, film), …])``,
 ``("step", slots)``, ``("film", slot, path)`` and ``("close",)``. Messages from it: ``("hello", description)``,
 ``("done", [(slot, record, texts), …])`` with a record where the episode is over, ``("failed", slot, text)`` for an
 exception of the simulator, ``("error", text)`` for what ends the whole evaluation, ``("closed", cpu_s)``.
@@ -21,7 +21,7 @@ from latentgym.rollouts.slots import NOWHERE, Slots
 from latentgym.workers import follow_parent
 
 # Finished steps are told at least this often, and at the end of every message.
-_TELL_S = 0.002
+_TELL_S = 0.005
 
 
 def work(connection: Connection, setting: Setting, worker: int, slots: range) -> None:
@@ -77,7 +77,8 @@ class _Station:
         if kind == "open":
             self._slots = Slots.attach(message[1], message[2])
         elif kind == "start":
-            self._attempt(message[1], lambda runner: self._start(runner, *message[1:]))
+            for slot, *how in message[1]:
+                self._attempt(slot, lambda runner, slot=slot, how=how: self._start(runner, slot, *how))
         elif kind == "film":
             film = self._films.pop(message[1])
             assert film is not None
