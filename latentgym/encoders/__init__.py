@@ -9,6 +9,7 @@ from latentgym.encoders.conformance import check_encoder
 from latentgym.encoders.contract import Encoder, EncoderSpec, Latents
 from latentgym.encoders.features import View, encode_view, pool
 from latentgym.encoders.frozen import FrozenEncoder, weights_digest
+from latentgym.encoders.own import ModuleEncoder, load_torchscript
 from latentgym.encoders.registry import EncoderFactory, encoder_names, load_encoder, register_encoder
 from latentgym.encoders.streaming import LatentStream
 
@@ -21,6 +22,7 @@ __all__ = [
     "FrozenEncoder",
     "LatentStream",
     "Latents",
+    "ModuleEncoder",
     "PixelEncoder",
     "VectorEncoder",
     "View",
@@ -32,6 +34,7 @@ __all__ = [
     "find_encoders",
     "list_encoders",
     "load_encoder",
+    "load_torchscript",
     "pool",
     "register_encoder",
     "weights_digest",

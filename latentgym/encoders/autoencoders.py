@@ -6,6 +6,7 @@ Sources: latent diffusion (arXiv 2112.10752), TAESD (https://github.com/madebyol
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -41,16 +42,17 @@ class AutoencoderEncoder(FrozenEncoder):
     """The encoder half of an autoencoder; one layer, one token per latent pixel, D latent channels."""
 
     def forward(self, clip: torch.Tensor, layer: int) -> Latents:
-        """Latents of ``(B, T, 3, S, S)``; image models take any T, video models ``spec.clip_length``."""
+        """Latents of ``(B, T, 3, S, S)``; image models take any T, video models 1 and any multiple of their stride."""
         batch, time = clip.shape[:2]
         clip = clip.to(self.dtype)
         if self.spec.clip_length == 1:
             maps = encode_maps(self.model, clip.flatten(0, 1))
             maps = maps.reshape(batch, time, *maps.shape[1:])
             return Latents(maps.float().flatten(3).transpose(2, 3), torch.arange(time), layer)
-        if time != self.spec.clip_length:
+        if (time - 1) % self.spec.tubelet:
             raise LatentGymError(
-                f"encoder {self.spec.name!r}: expected clips of {self.spec.clip_length} frames, found {time}"
+                f"encoder {self.spec.name!r}: expected clips of {self.spec.clip_length} frames, "
+                f"or of 1 and any multiple of {self.spec.tubelet}, found {time}"
             )
         maps = encode_maps(self.model, clip.transpose(1, 2))
         times = torch.arange(maps.shape[2]) * self.spec.tubelet
@@ -59,7 +61,7 @@ class AutoencoderEncoder(FrozenEncoder):
     def forward_layers(self, clip: torch.Tensor, layers: Sequence[int]) -> list[Latents]:
         """The same latents for every layer asked for: there is only one."""
         found = self.forward(clip, -1)
-        return [found for _ in layers]
+        return [dataclasses.replace(found, layer=layer) for layer in layers]
 
 
 def encode_maps(model: Any, pixels: torch.Tensor) -> torch.Tensor:
@@ -106,7 +108,7 @@ def load_autoencoder(
         LatentGymError: if the folder is incomplete or damaged, or its class is not supported.
     """
     name = check_class(folder)
-    model = _load_model(folder, name)
+    model = load_diffusers_model(folder, name)
     video = CLASSES[name]
     shape = (1, 3, CLIP_LENGTH, _TRIAL_SIZE, _TRIAL_SIZE) if video else (1, 3, _TRIAL_SIZE, _TRIAL_SIZE)
     with torch.inference_mode():
@@ -138,7 +140,12 @@ def load_autoencoder(
     return AutoencoderEncoder(spec, model)
 
 
-def _load_model(folder: Path, name: str) -> Any:
+def load_diffusers_model(folder: Path, name: str) -> Any:
+    """The model of class ``name`` of diffusers that ``folder`` holds, in float32 on the CPU.
+
+    Raises:
+        LatentGymError: if it cannot be opened, or weights are missing.
+    """
     ensure_torchvision()
     diffusers = require("diffusers", "diffusers")
     try:

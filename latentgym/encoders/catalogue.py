@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from latentgym.encoders.autoencoders import CLASSES, check_class, is_autoencoder
+from latentgym.encoders.bare_weights import BARE_KINDS, find_bare_weights
+from latentgym.encoders.diffusion import DENOISERS, denoiser_of
+from latentgym.encoders.dreamer4 import TOKENIZER
 from latentgym.encoders.huggingface import ARCHITECTURES, check_weights, model_type_of
 from latentgym.encoders.objectives import OBJECTIVES
 from latentgym.encoders.published import published_rows
@@ -21,10 +24,14 @@ from latentgym.encoders.published_files import (
 )
 from latentgym.encoders.registry import encoder_names, find_factory, load_encoder
 from latentgym.encoders.small import load_small_encoder
+from latentgym.encoders.timm_models import is_timm_folder
 from latentgym.errors import LatentGymError
 
 # Built-in names whose encoder takes no time to make, so that its spec can be shown.
 _COLUMNS = ("family", "source", "licence", "parameters", "image_size", "weights", "description")
+_NO_ENCODER = (
+    "{} holds no encoder: expected encoder.json, config.json with its weights, or a state dict that is known here"
+)
 _LIGHT = ("pixels", "proprio", "random", "state")
 
 
@@ -48,6 +55,12 @@ def list_encoders() -> list[dict[str, Any]]:
         _row(architecture.model_class, family=architecture.family, description="A transformers folder or hub id.")
         for architecture in ARCHITECTURES.values()
     ]
+    rows += [_row(kind.name, family=kind.family, description=kind.description) for kind in BARE_KINDS]
+    rows += [
+        _row(name, family="latent_diffusion", description="In a pipeline's folder or hub id, as diffusion:<place>.")
+        for name in DENOISERS.values()
+    ]
+    rows.append(_row("Dreamer4Network", family="shortcut_forcing", description="As dreamer4:<folder or hub id>."))
     families = {False: "pixel_autoencoder", True: "video_autoencoder"}
     rows += [
         _row(name, family=families[video], description="A diffusers folder or hub id.")
@@ -97,9 +110,14 @@ def find_encoders(folder: Path | str) -> tuple[dict[str, str], dict[str, str]]:
                 load_small_encoder(path)
             elif is_autoencoder(path):
                 check_class(path)
-            else:
-                model_type_of(path)
-                check_weights(path)
+            elif (path / "config.json").exists():
+                if not is_timm_folder(path):
+                    model_type_of(path)
+                    check_weights(path)
+            elif denoiser_of(path) is not None or (path / TOKENIZER).is_file():
+                pass
+            elif find_bare_weights(path) is None:
+                raise LatentGymError(_NO_ENCODER.format(path))
             found[path.name] = str(path)
         except LatentGymError as error:
             skipped[path.name] = str(error)

@@ -173,8 +173,11 @@ def _layer_problems(encoder: Encoder, clip: NDArray[np.generic], latents: Latent
         yield f"layer {encoder.spec.layers - 1} is the last of spec.layers, but differs from layer -1"
     for layer in range(encoder.spec.layers):
         shape = encoder.encode(clip[:1], layer).tokens.shape
-        if shape[1] != latents.tokens.shape[1]:
-            yield f"layer {layer} has {shape[1]} token times, the default layer {latents.tokens.shape[1]}"
+        if shape[1] % latents.tokens.shape[1]:
+            yield (
+                f"layer {layer} has {shape[1]} token times, which the default layer's {latents.tokens.shape[1]} do not "
+                "divide"
+            )
 
 
 def _pooling_problems(encoder: Encoder, clip: NDArray[np.generic], latents: Latents) -> Iterator[str]:

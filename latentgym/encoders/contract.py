@@ -105,12 +105,14 @@ class Encoder(abc.ABC):
         device: where it computes.
         concurrent: whether several threads may encode at once, which a module that keeps anything between or during
             passes (hooks, caches) forbids.
+        batch_limit: largest batch of clips that was seen to fit the device, ``None`` where none failed.
         label_episodes: episodes whose action labels it was trained on, by content key of their data set, where known.
     """
 
     spec: EncoderSpec
     device: torch.device = torch.device("cpu")
     concurrent: bool = False
+    batch_limit: int | None = None
     label_episodes: Mapping[str, frozenset[int]] = MappingProxyType({})
 
     @abc.abstractmethod

@@ -147,10 +147,11 @@ def _pool_grid(tokens: torch.Tensor, side: int, grid: tuple[int, int] | None) ->
 
 
 def default_batch_size(encoder: Encoder) -> int:
-    """Clips per batch: as many as hold :data:`BATCH_PIXELS` pixels, at least one."""
+    """Clips per batch: as many as hold :data:`BATCH_PIXELS` pixels and have been seen to fit, at least one."""
     kind = encoder.device.type if encoder.device.type in BATCH_PIXELS else "cpu"
     pixels = max(1, encoder.spec.clip_length * encoder.spec.image_size**2)
-    return max(1, min(MAX_BATCH[kind], BATCH_PIXELS[kind] // pixels))
+    limit = min(MAX_BATCH[kind], encoder.batch_limit or MAX_BATCH[kind])
+    return max(1, min(limit, BATCH_PIXELS[kind] // pixels))
 
 
 def encode_clips(
@@ -187,16 +188,28 @@ def encode_clips_layers(
 
     Returns:
         ``(n, F)`` float32 per layer.
+
+    Raises:
+        LatentGymError: as :func:`encode_view`, or if a single clip does not fit the device's memory. Batches that do
+            not fit are halved, and the encoder remembers.
     """
     pooling = pooling or encoder.spec.pooling
     batch_size = batch_size or default_batch_size(encoder)
+    batch_size = min(batch_size, encoder.batch_limit or batch_size)
     rows: list[list[NDArray[np.float32]]] = [[] for _ in layers]
-    for start in range(0, len(clips), batch_size):
+    start = 0
+    while start < len(clips):
         batch = clips[start : start + batch_size]
         count = len(batch)
         if count < batch_size:
             batch = np.concatenate([batch, np.repeat(batch[-1:], batch_size - count, axis=0)])
-        for kept, latents in zip(rows, encoder.encode_layers(batch, layers), strict=True):
+        try:
+            found = encoder.encode_layers(batch, layers)
+        except torch.OutOfMemoryError as error:
+            batch_size = _halve(encoder, batch_size, error)
+            continue
+        start += count
+        for kept, latents in zip(rows, found, strict=True):
             grid = encoder.spec.grid if latents.tokens.shape[2] > 1 else None
             pooled = pool(latents, pooling, grid=grid)[:count]
             if view.kind == "causal":
@@ -206,6 +219,19 @@ def encode_clips_layers(
                 features = pooled.flatten(1) if pooling == "tokens" else pooled.mean(dim=1)
             kept.append(features.float().cpu().numpy())
     return [np.concatenate(parts) for parts in rows]
+
+
+def _halve(encoder: Encoder, batch_size: int, error: torch.OutOfMemoryError) -> int:
+    """Half the batch size, remembered by the encoder."""
+    if batch_size == 1:
+        raise LatentGymError(
+            f"encoder {encoder.spec.name!r}: one clip does not fit the memory of {encoder.device}; use a smaller "
+            "image_size, dtype 'bfloat16' or device 'cpu'"
+        ) from error
+    encoder.batch_limit = batch_size // 2
+    if encoder.device.type == "cuda":
+        torch.cuda.empty_cache()
+    return encoder.batch_limit
 
 
 def encode_episodes(

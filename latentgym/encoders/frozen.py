@@ -38,7 +38,10 @@ class FrozenEncoder(Encoder):
 
     def __init__(self, spec: EncoderSpec, model: torch.nn.Module) -> None:
         self.spec = spec
-        self.model = model.eval().requires_grad_(False)
+        self.model = model.eval()
+        # One by one, because TorchScript has no requires_grad_ for whole modules.
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
         self.set_dtype(getattr(torch, spec.dtype))
 
     @property

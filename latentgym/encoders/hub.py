@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from latentgym.errors import LatentGymError, require
 
+FILES = ("config.json", "*processor_config.json", "*.safetensors", "*.safetensors.index.json")
 
-def fetch_snapshot(hub_id: str, advice: str) -> Path:
+
+def fetch_snapshot(hub_id: str, advice: str, files: Sequence[str] = FILES) -> Path:
     """The folder of a hub repository's configuration and safetensors, downloaded if need be; its name is the revision.
 
     Args:
         hub_id: ``owner/name`` or ``owner/name@revision``.
         advice: what to do without network.
+        files: patterns of the files that are wanted.
 
     Raises:
         LatentGymError: if it can neither be found in the local hub cache nor downloaded.
     """
     hub = require("huggingface_hub", "hf")
     repository, _, revision = hub_id.partition("@")
-    patterns = ["config.json", "*preprocessor_config.json", "*.safetensors", "*.safetensors.index.json"]
     try:
-        return Path(hub.snapshot_download(repository, revision=revision or None, allow_patterns=patterns))
+        return Path(hub.snapshot_download(repository, revision=revision or None, allow_patterns=list(files)))
     # The hub's client raises its own, its HTTP library's and the operating system's errors alike.
     except Exception as error:
         raise LatentGymError(

@@ -26,6 +26,7 @@ from latentgym.artifacts import read_json
 from latentgym.encoders.contract import EncoderSpec, Latents
 from latentgym.encoders.frozen import FrozenEncoder, weights_digest
 from latentgym.encoders.hub import fetch_snapshot
+from latentgym.encoders.timm_models import is_timm_folder, load_timm_folder
 from latentgym.encoders.torchvision_fallback import ensure_torchvision
 from latentgym.errors import CorruptDataError, LatentGymError, require
 
@@ -129,6 +130,7 @@ class HuggingFaceEncoder(FrozenEncoder):
         prefix_tokens: number of CLS and register tokens before the patch tokens.
         inputs: what the network reads, see :class:`Architecture`.
         interpolate: whether frames differ from the size that positions were trained at.
+        trained_frames: number of frames that it was trained on, where ``spec.clip_length`` is less; both are taken.
     """
 
     concurrent = True
@@ -141,8 +143,10 @@ class HuggingFaceEncoder(FrozenEncoder):
         inputs: Literal["pixels", "unmasked", "patches"] = "pixels",
         *,
         interpolate: bool = False,
+        trained_frames: int = 0,
     ) -> None:
         self.prefix_tokens = prefix_tokens
+        self.trained_frames = trained_frames
         self.inputs = inputs
         self._options = {"interpolate_pos_encoding": True} if interpolate else {}
         super().__init__(spec, model)
@@ -157,7 +161,7 @@ class HuggingFaceEncoder(FrozenEncoder):
         clip = clip.to(self.dtype)
         if self.spec.clip_length == 1:
             clip = clip.flatten(0, 1)
-        elif time != self.spec.clip_length:
+        elif time not in (self.spec.clip_length, self.trained_frames):
             raise LatentGymError(
                 f"encoder {self.spec.name!r}: expected clips of {self.spec.clip_length} frames, found {time}"
             )
@@ -226,9 +230,9 @@ def load_folder(folder: Path, *, image_size: int | None = None, source: str = ""
 
     Args:
         folder: holds ``config.json``, safetensors weights and, where published, ``preprocessor_config.json``.
-        image_size: side that frames are resized to. Image models take any multiple of their patch (default:
-            the preprocessor's crop, else the configuration's, for DINOv2 at most 224); video models take only their
-            own.
+        image_size: side that frames are resized to. Image models take any multiple of their patch (default: the
+            configuration's; for DINOv2 at most the processor's crop, 224 where none is stated); video models take
+            only their own.
         source: where the folder came from, the folder itself by default.
         revision: pinned revision of the source.
 
@@ -240,6 +244,8 @@ def load_folder(folder: Path, *, image_size: int | None = None, source: str = ""
         from latentgym.encoders.autoencoders import load_autoencoder
 
         return load_autoencoder(folder, image_size=image_size, source=source, revision=revision)
+    if is_timm_folder(folder):
+        return load_timm_folder(folder, image_size=image_size, source=source, revision=revision)
     model_type = model_type_of(folder)
     architecture = ARCHITECTURES[model_type]
     check_weights(folder)
@@ -258,7 +264,14 @@ def load_folder(folder: Path, *, image_size: int | None = None, source: str = ""
         parameters=sum(parameter.numel() for parameter in core.parameters()),
         weights_digest=weights_digest(core, digest_facts),
     )
-    return HuggingFaceEncoder(spec, core, prefix_tokens, architecture.inputs, interpolate=interpolate)
+    return HuggingFaceEncoder(
+        spec,
+        core,
+        prefix_tokens,
+        architecture.inputs,
+        interpolate=interpolate,
+        trained_frames=int(facts.get(architecture.frames_key) or 0),
+    )
 
 
 def load_hub(hub_id: str, *, image_size: int | None = None) -> FrozenEncoder:
@@ -385,7 +398,7 @@ def _quiet(transformers: Any) -> Iterator[None]:
 
 def _spec(folder: Path, architecture: Architecture, config: Mapping[str, Any], image_size: int | None) -> EncoderSpec:
     patch = _patch(config, folder)
-    preprocessor = _preprocessor(folder)
+    preprocessor = _preprocessor(folder, architecture)
     size = _image_size(folder, architecture, config, preprocessor, image_size)
     if size < patch or size % patch:
         raise LatentGymError(
@@ -432,16 +445,24 @@ def _own_size(folder: Path, architecture: Architecture, config: Mapping[str, Any
     return int(float(config["num_patches"]) ** 0.5 + 0.5) * _patch(config, folder)
 
 
-def _preprocessor(folder: Path) -> dict[str, Any]:
-    for name in ("preprocessor_config.json", "video_preprocessor_config.json"):
-        if (folder / name).is_file():
-            preprocessor = read_json(folder / name)
-            factor = preprocessor.get("rescale_factor", 1 / 255)
-            if abs(factor - 1 / 255) > 1e-6:
-                raise LatentGymError(f"{folder / name}: rescale_factor {factor} is not supported, only 1/255")
-            if not preprocessor.get("do_normalize", True):
-                preprocessor = {**preprocessor, "image_mean": ZERO, "image_std": ONE}
-            return dict(preprocessor)
+def _preprocessor(folder: Path, architecture: Architecture) -> dict[str, Any]:
+    """What the folder's processor states; transformers saves it by itself, or inside a processor of several parts."""
+    kinds = ("video", "image") if architecture.frames_key else ("image", "video")
+    alone = {"image": "preprocessor_config.json", "video": "video_preprocessor_config.json"}
+    combined = folder / "processor_config.json"
+    parts = read_json(combined) if combined.is_file() else {}
+    for kind in kinds:
+        path = folder / alone[kind]
+        found = read_json(path) if path.is_file() else parts.get(f"{kind}_processor")
+        if not isinstance(found, dict):
+            continue
+        factor = found.get("rescale_factor", 1 / 255)
+        if abs(factor - 1 / 255) > 1e-6:
+            origin = path if path.is_file() else combined
+            raise LatentGymError(f"{origin}: rescale_factor {factor} is not supported, only 1/255")
+        if not found.get("do_normalize", True):
+            found = {**found, "image_mean": ZERO, "image_std": ONE}
+        return dict(found)
     return {}
 
 
@@ -462,13 +483,12 @@ def _image_size(
         return own
     if requested is not None:
         return requested
-    for key in ("crop_size", "size"):
-        if preprocessor.get(key) is not None and architecture.size_key:
-            return _side(preprocessor[key], folder)
     if not architecture.model_class.startswith("Dinov2"):
         return own
-    patch = _patch(config, folder)
-    return max(patch, min(own, IMAGE_SIZE) // patch * patch)
+    # DINOv2 is published with a crop below the size of its position embeddings.
+    patch, stated = _patch(config, folder), preprocessor.get("crop_size") or preprocessor.get("size")
+    wanted = IMAGE_SIZE if stated is None else _side(stated, folder)
+    return max(patch, min(own, wanted) // patch * patch)
 
 
 def _side(value: Any, folder: Path) -> int:

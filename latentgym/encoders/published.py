@@ -25,6 +25,7 @@ class Published:
         licence: licence of the weights.
         parameters_m: parameters used when encoding, in millions.
         image_size: side of the frames in pixels.
+        opener: registered name that opens it as ``<opener>:<hub_id>``; ``""`` for a folder of a single model.
     """
 
     hub_id: str
@@ -33,12 +34,14 @@ class Published:
     licence: str
     parameters_m: float
     image_size: int
+    opener: str = ""
 
 
 _DINO = ("image_ssl", "Apache-2.0")
 _VJEPA = ("VJEPA2Model", "masked_video_latent", "MIT")
 _VIDEOMAE = ("VideoMAEModel", "masked_video", NON_COMMERCIAL)
 _VAE = ("pixel_autoencoder", "MIT")
+_DREAMER = ("Dreamer4Network", "shortcut_forcing", "MIT")
 
 PUBLISHED = {
     "vjepa2-l-256": Published("facebook/vjepa2-vitl-fpc64-256", *_VJEPA, 304, 256),
@@ -86,6 +89,20 @@ PUBLISHED = {
     "sdxl-vae": Published("stabilityai/sdxl-vae", "AutoencoderKL", *_VAE, 34, 1024),
     "taesd": Published("madebyollin/taesd", "AutoencoderTiny", *_VAE, 1.2, 256),
     "taesdxl": Published("madebyollin/taesdxl", "AutoencoderTiny", *_VAE, 1.2, 256),
+    "sd15-unet": Published(
+        "stable-diffusion-v1-5/stable-diffusion-v1-5",
+        "UNet2DConditionModel",
+        "latent_diffusion",
+        "CreativeML OpenRAIL-M",
+        860,
+        512,
+        "diffusion",
+    ),
+    "dit-xl-256": Published(
+        "facebook/DiT-XL-2-256", "DiTTransformer2DModel", "latent_diffusion", NON_COMMERCIAL, 675, 256, "diffusion"
+    ),
+    "dreamer4-dmcontrol": Published("nicklashansen/dreamer4", *_DREAMER, 10.5, 128, "dreamer4"),
+    "dreamer4-dmcontrol-dynamics": Published("nicklashansen/dreamer4", *_DREAMER, 52, 128, "dreamer4-dynamics"),
 }
 
 
@@ -108,10 +125,11 @@ def published_rows() -> list[dict[str, Any]]:
 
 
 def weights_are_here(hub_id: str) -> bool:
-    """Whether the hub's local cache holds safetensors of ``hub_id``."""
+    """Whether the hub's local cache holds weights of ``hub_id``."""
     if importlib.util.find_spec("huggingface_hub") is None:
         return False
     from huggingface_hub import constants
 
     folder = f"models--{hub_id.replace('/', '--')}"
-    return any((Path(constants.HF_HUB_CACHE) / folder / "snapshots").glob("*/*.safetensors"))
+    snapshots = Path(constants.HF_HUB_CACHE) / folder / "snapshots"
+    return any(any(snapshots.glob(pattern)) for pattern in ("*/*.safetensors", "*/*/*.safetensors", "*/*_ckpt.pt"))

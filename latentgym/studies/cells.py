@@ -81,7 +81,7 @@ def _encoder_of(task: Task) -> Encoder:
     elif use["source"] == "random":
         encoder = random_small(derive_seed(task.seed, "pretrain", use["seed"]))
     else:
-        encoder = load_encoder(use["source"])
+        encoder = load_encoder(use["source"], image_size=use["image_size"], layer=use["layer"])
     return encoder
 
 

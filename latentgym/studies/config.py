@@ -214,6 +214,20 @@ class LinkSettings(_Section):
     replicates: int = Field(2000, ge=100)
 
 
+class LoadedEncoder(_Section):
+    """An encoder that the study loads; in a file, its ``source`` alone may stand for it.
+
+    Attributes:
+        source: folder, hub id or name, as :func:`latentgym.load_encoder` takes it.
+        image_size: side that frames are resized to; by default ``weights_image_size`` as near as the encoder takes it.
+        layer: block that is read, ``-1`` for the last.
+    """
+
+    source: str
+    image_size: int | None = Field(None, ge=1)
+    layer: int = Field(-1, ge=-1)
+
+
 class StudyConfig(_Section):
     """A whole study.
 
@@ -223,7 +237,9 @@ class StudyConfig(_Section):
         objectives: pretraining objectives, one family each (see ``latentgym encoders``).
         floors: encoders that every table carries as floor.
         references: encoders that read the simulator or proprioception; nothing need beat them.
-        weights: further encoders by folder or hub id, as ``name = "source"``.
+        weights: further encoders by folder or hub id, as ``name = "source"`` or with options, see
+            :class:`LoadedEncoder`.
+        weights_image_size: side that their frames are resized to, as near as each takes it; its own where ``None``.
         suites: groups of environments.
         adapt: objectives whose encoders are also trained further by inverse dynamics, as ``<objective>+id``.
         claims: also evaluate the claims of :mod:`latentgym.studies.claims`.
@@ -234,7 +250,8 @@ class StudyConfig(_Section):
     objectives: tuple[str, ...] = Field(min_length=1)
     floors: tuple[str, ...] = ("random", "pixels")
     references: tuple[str, ...] = ("proprio", "state")
-    weights: dict[str, str] = Field(default_factory=dict)
+    weights: dict[str, LoadedEncoder] = Field(default_factory=dict)
+    weights_image_size: int | None = Field(None, ge=1)
     suites: tuple[Suite, ...] = Field(min_length=1)
     adapt: tuple[str, ...] = ()
     claims: bool = False
@@ -246,6 +263,13 @@ class StudyConfig(_Section):
     policy: PolicySettings = PolicySettings()
     rollout: RolloutSettings = RolloutSettings()
     link: LinkSettings = LinkSettings()
+
+    @field_validator("weights", mode="before")
+    @classmethod
+    def _by_source(cls, weights: Any) -> Any:
+        if not isinstance(weights, dict):
+            return weights
+        return {name: {"source": value} if isinstance(value, str) else value for name, value in weights.items()}
 
     @field_validator("suites")
     @classmethod

@@ -27,6 +27,8 @@ class EncoderUse:
         seed: pretraining seed (0 for encoders that the study does not train).
         checkpoint: pretraining step of an intermediate checkpoint, ``None`` for the final one.
         source: what :func:`latentgym.load_encoder` loads, ``None`` for encoders that the study trains.
+        image_size: side that a loaded encoder's frames are resized to, its own where ``None``.
+        layer: block of a loaded encoder that is read.
         digest: digest of the source's weights, so that changed weights change the key.
         cell: pretraining cell that makes it, ``None`` for a loaded one.
     """
@@ -35,6 +37,8 @@ class EncoderUse:
     seed: int = 0
     checkpoint: int | None = None
     source: str | None = None
+    image_size: int | None = None
+    layer: int = -1
     digest: str = ""
     cell: Cell | None = None
 
@@ -46,6 +50,8 @@ class EncoderUse:
             "seed": self.seed,
             "checkpoint": self.checkpoint,
             "source": self.source,
+            "image_size": self.image_size,
+            "layer": self.layer,
             "digest": self.digest,
         }
 
@@ -184,8 +190,10 @@ def _loaded(config: StudyConfig, suite: Suite, digests: Mapping[str, str]) -> It
         yield from (EncoderUse(name, seed, source=name) for seed in seeds)
     for name in config.references:
         yield EncoderUse(name, source=name)
-    for name, source in config.weights.items():
-        yield EncoderUse(name, source=source, digest=digests[name])
+    for name, entry in config.weights.items():
+        yield EncoderUse(
+            name, source=entry.source, image_size=entry.image_size, layer=entry.layer, digest=digests[name]
+        )
 
 
 def _fidelity_cell(config: StudyConfig, suite: Suite, data: Mapping[str, Cell], use: EncoderUse) -> Cell:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save
 
 from latentgym.artifacts import atomic_write, content_key, write_json
-from latentgym.encoders import load_encoder
+from latentgym.encoders import Encoder, load_encoder
 from latentgym.envs import make_env
 from latentgym.errors import LatentGymError
 from latentgym.policies.sentences import sentence_size
@@ -30,7 +30,7 @@ from latentgym.seeding import derive_seed
 from latentgym.studies.assemble import all_rows, claim_replicates, link_points, measure
 from latentgym.studies.cells import open_recorded
 from latentgym.studies.claims import evaluate
-from latentgym.studies.config import StudyConfig, Suite, load_config
+from latentgym.studies.config import LoadedEncoder, StudyConfig, Suite, load_config
 from latentgym.studies.engine import CellRecord, run_cells, study_lock
 from latentgym.studies.evidence import REPLICATES_NAME, Evidence, benchmark_of
 from latentgym.studies.media import encoder_facts, gather_media
@@ -71,7 +71,10 @@ def run_study(
     config = study if isinstance(study, StudyConfig) else load_config(study)
     changes: dict[str, Any] = {} if seed is None else {"seed": seed}
     if weights:
-        changes["weights"] = {**config.weights, **weights}
+        changes["weights"] = {
+            **config.weights,
+            **{name: LoadedEncoder(source=place) for name, place in weights.items()},
+        }
     config = config.model_copy(update=changes)
     root = Path(out)
     start_s = time.perf_counter()
@@ -116,8 +119,30 @@ def _preflight(config: StudyConfig) -> tuple[StudyConfig, dict[str, str]]:
             suites.append(suite)
     if not suites:
         raise LatentGymError("every suite of this study is optional and none can be had here")
-    config = config.model_copy(update={"suites": tuple(suites)})
-    return config, {name: content_key(load_encoder(source).spec) for name, source in config.weights.items()}
+    loaded = {name: _open_loaded(entry, config.weights_image_size) for name, entry in config.weights.items()}
+    sized = {
+        name: entry.model_copy(update={"image_size": loaded[name].spec.image_size or None})
+        for name, entry in config.weights.items()
+    }
+    config = config.model_copy(update={"suites": tuple(suites), "weights": sized})
+    return config, {name: content_key(encoder.spec) for name, encoder in loaded.items()}
+
+
+def _open_loaded(entry: LoadedEncoder, wanted: int | None) -> Encoder:
+    """The encoder at the size that its entry states, else at the multiple of its stride that is nearest to ``wanted``.
+
+    One that takes a single size keeps it.
+    """
+    encoder = load_encoder(entry.source, image_size=entry.image_size, layer=entry.layer)
+    spec = load_encoder(entry.source).spec if entry.layer >= 0 else encoder.spec
+    if entry.image_size is not None or wanted is None or spec.modality != "pixels":
+        return encoder
+    stride = max(1, spec.image_size // spec.grid[0])
+    size = max(1, round(wanted / stride)) * stride
+    try:
+        return load_encoder(entry.source, image_size=size, layer=entry.layer)
+    except LatentGymError:
+        return encoder
 
 
 def _with_data(suite: Suite) -> Suite:

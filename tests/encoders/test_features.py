@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from latentgym.encoders import Encoder, EncoderSpec, Latents, View, encode_view, load_encoder, pool
-from latentgym.encoders.features import canonical_view, encode_episodes, window_indices
+from latentgym.encoders import Encoder, EncoderSpec, Latents, PixelEncoder, View, encode_view, load_encoder, pool
+from latentgym.encoders.features import canonical_view, default_batch_size, encode_episodes, window_indices
 from latentgym.errors import LatentGymError
 
 views = st.one_of(st.sampled_from([View("single"), View("causal")]), st.integers(0, 6).map(lambda k: View("clip", k)))
@@ -157,3 +157,28 @@ def test_batches_across_episodes_change_no_bit(view):
     assert [len(rows) for rows in together] == [max(0, len(frames) - view.k) for frames in episodes]
     for frames, rows in zip(episodes, together, strict=True):
         np.testing.assert_array_equal(rows, encode_view(encoder, frames, view, batch_size=4))
+
+
+class Cramped(PixelEncoder):
+    """Takes no more than three clips at once, as a small GPU would."""
+
+    def __init__(self, most=3):
+        super().__init__(4)
+        self.most, self.batches = most, []
+
+    def encode_layers(self, clip, layers):
+        self.batches.append(len(clip))
+        if len(clip) > self.most:
+            raise torch.OutOfMemoryError("out of memory")
+        return super().encode_layers(clip, layers)
+
+
+def test_batches_that_do_not_fit_are_halved_once():
+    frames = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3), dtype=np.uint8)
+    encoder = Cramped()
+    found = encode_view(encoder, frames, View("single"), batch_size=16)
+    np.testing.assert_array_equal(found, encode_view(PixelEncoder(4), frames, View("single")))
+    assert encoder.batches == [16, 8, 4] + [2] * 10
+    assert encoder.batch_limit == default_batch_size(encoder) == 2
+    with pytest.raises(LatentGymError, match="one clip does not fit the memory of cpu; use a smaller image_size"):
+        encode_view(Cramped(most=0), frames, View("single"))

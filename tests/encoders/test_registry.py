@@ -94,7 +94,7 @@ def test_folder_that_holds_no_encoder(tmp_path):
     with pytest.raises(LatentGymError, match=r"holds no encoder: expected encoder\.json .* or config\.json"):
         load_encoder(tmp_path)
     (tmp_path / "notes.txt").write_text("")
-    with pytest.raises(LatentGymError, match="is a file; expected the folder"):
+    with pytest.raises(LatentGymError, match="is a file that is none of the state dicts known here"):
         load_encoder(tmp_path / "notes.txt")
 
 

