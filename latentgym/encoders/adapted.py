@@ -23,8 +23,11 @@ import torch
 from torch import nn
 
 from latentgym.artifacts import atomic_directory, atomic_write, content_key, file_digest, read_json, write_json
+from latentgym.encoders.bare_weights import find_bare_weights
 from latentgym.encoders.checkpoints import SUFFIXES
 from latentgym.encoders.contract import Encoder, EncoderSpec, Latents
+from latentgym.encoders.diffusion import PARTS
+from latentgym.encoders.dreamer4 import TOKENIZER
 from latentgym.encoders.frozen import weights_digest
 from latentgym.encoders.published_files import find_checkpoint
 from latentgym.encoders.small import RECORD_NAME, WEIGHTS_NAME, SmallEncoder, save_small_encoder, weights_digest_of
@@ -140,11 +143,12 @@ def base_record(source: str, encoder: Encoder) -> dict[str, Any]:
 def copy_base(source: Path, folder: Path) -> dict[str, str]:
     """Copy an encoder folder to ``folder/base`` and return the SHA-256 of its files by name."""
 
-    suffixes = {*_COPIED_SUFFIXES, *(SUFFIXES if find_checkpoint(source) else ())}
+    published = find_checkpoint(source) or find_bare_weights(source) or (source / TOKENIZER).is_file()
+    suffixes = {*_COPIED_SUFFIXES, *(SUFFIXES if published else ())}
 
     def unwanted(directory: str, names: list[str]) -> list[str]:
         kept = {name for name in names if Path(name).suffix in suffixes and not name.startswith("training-")}
-        kept |= {BASE_NAME} & {name for name in names if (Path(directory) / name).is_dir()}
+        kept |= {BASE_NAME, *PARTS} & {name for name in names if (Path(directory) / name).is_dir()}
         return [name for name in names if name not in kept or name.startswith(".")]
 
     target = folder / BASE_NAME

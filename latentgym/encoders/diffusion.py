@@ -29,6 +29,8 @@ from latentgym.seeding import torch_generator
 
 # Subfolder of a pipeline -> class of its denoiser.
 DENOISERS = {"unet": "UNet2DConditionModel", "transformer": "DiTTransformer2DModel"}
+# Every subfolder that is read.
+PARTS = (*DENOISERS, "vae", "scheduler", "text_encoder", "tokenizer")
 STEP = 261
 _FILES = (
     "model_index.json",

@@ -280,6 +280,7 @@ class Dreamer4Network(nn.Module):
 class Dreamer4Encoder(FrozenEncoder):
     """Latent tokens of every frame; both parts are causal in time, so that a clip may be shorter than trained on."""
 
+    concurrent = True
     model: Dreamer4Network
 
     def forward(self, clip: torch.Tensor, layer: int) -> Latents:

@@ -138,6 +138,7 @@ class I3DEncoder(FrozenEncoder):
     Earlier endpoints have finer grids and more token times than the last, whose tokens cover eight frames each.
     """
 
+    concurrent = True
     model: InceptionI3D
 
     def forward(self, clip: torch.Tensor, layer: int) -> Latents:

@@ -148,7 +148,7 @@ def load_torchscript(path: str | Path, *, trust: bool = False, image_size: int, 
 
 def is_torchscript(path: Path) -> bool:
     """Whether a file is a TorchScript archive, by the names in it; nothing of it is run."""
-    if not zipfile.is_zipfile(path):
+    if not path.is_file() or not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:
         return any("/code/" in name for name in archive.namelist())

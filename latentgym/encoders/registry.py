@@ -133,6 +133,7 @@ def _open(source: str, image_size: int | None) -> Encoder:
     factory = find_factory(name)
     if factory is not None:
         return factory(argument, image_size=image_size)
+    _refuse_torchscript(Path(source).expanduser())
     published = open_published(source, image_size=image_size)
     if published is not None:
         return published
@@ -197,13 +198,7 @@ def _open_folder(folder: Path, image_size: int | None) -> Encoder:
 
 def _open_file(path: Path, image_size: int | None) -> Encoder:
     from latentgym.encoders.bare_weights import BARE_KINDS, load_bare_weights
-    from latentgym.encoders.own import is_torchscript
 
-    if is_torchscript(path):
-        raise LatentGymError(
-            f"{path} is TorchScript, a program that runs when it is used; if you trust its author, open it with "
-            "latentgym.encoders.load_torchscript(path, trust=True, image_size=...)"
-        )
     encoder = load_bare_weights(path, image_size=image_size)
     if encoder is None:
         known = ", ".join(kind.name for kind in BARE_KINDS)
@@ -212,6 +207,16 @@ def _open_file(path: Path, image_size: int | None) -> Encoder:
             "expected the folder that holds config.json or encoder.json, or timm:<model>@<checkpoint>"
         )
     return encoder
+
+
+def _refuse_torchscript(path: Path) -> None:
+    from latentgym.encoders.own import is_torchscript
+
+    if is_torchscript(path):
+        raise LatentGymError(
+            f"{path} is TorchScript, a program that runs when it is used; if you trust its author, open it with "
+            "latentgym.encoders.load_torchscript(path, trust=True, image_size=...)"
+        )
 
 
 def find_factory(name: str) -> EncoderFactory | None:

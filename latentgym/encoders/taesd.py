@@ -91,6 +91,7 @@ class TinyEncoder(nn.Sequential):
 class TaesdEncoder(FrozenEncoder):
     """Each frame's latent pixels; layers are the blocks and, last, the latents."""
 
+    concurrent = True
     model: TinyEncoder
 
     def forward(self, clip: torch.Tensor, layer: int) -> Latents:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from latentgym.encoders import check_encoder, find_encoders, load_encoder
+from latentgym.encoders.adapted import copy_base
 from latentgym.encoders.diffusion import Reading, parse_reading
 from latentgym.encoders.torchvision_fallback import ensure_torchvision
 from latentgym.errors import CorruptDataError, LatentGymError, UnknownNameError
@@ -141,3 +142,9 @@ def test_no_network_says_what_to_get(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(LatentGymError, match=r"fetch the pipeline's folders .* of https://huggingface\.co/owner/name"):
         load_encoder("diffusion:owner/name")
+
+
+def test_a_copied_base_opens_as_the_original(folders, tmp_path):
+    copy_base(folders / "sd", tmp_path)
+    original, copied = (load_encoder(place, device="cpu") for place in (folders / "sd", tmp_path / "base"))
+    assert copied.spec.weights_digest == original.spec.weights_digest

@@ -79,7 +79,7 @@ def test_bad_checkpoints(folder, save_dreamer4, tmp_path):
         load_encoder(cut)
     torch.save({"weights": {}}, cut / TOKENIZER)
     with pytest.raises(CorruptDataError, match="holds no 'model'"):
-        load_encoder(cut)
+        load_encoder(f"dreamer4:{cut}")
     (cut / TOKENIZER).unlink()
     with pytest.raises(LatentGymError, match=r"there is no checkpoint at .*tokenizer_ckpt\.pt"):
         load_encoder(f"dreamer4:{cut}")

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from latentgym.encoders import check_encoder, load_encoder
+from latentgym.encoders.adapted import copy_base
 from latentgym.encoders.taesd import Block, TinyEncoder
 from latentgym.encoders.torchvision_fallback import ensure_torchvision
 
@@ -29,6 +30,8 @@ def test_every_variant_is_told_from_its_tensors(tmp_path, name):
         expected = network(torch.from_numpy(clip)[0].permute(0, 3, 1, 2).float() / 255)
     torch.testing.assert_close(encoder.encode(clip).tokens[0], expected.flatten(2).transpose(1, 2), atol=1e-5, rtol=0)
     assert check_encoder(encoder) == []
+    copy_base(tmp_path, tmp_path / "adapted")
+    assert load_encoder(tmp_path / "adapted" / "base").spec.weights_digest == spec.weights_digest
 
 
 def test_diffusers_class_gives_the_same_latents(tmp_path):
