@@ -186,10 +186,10 @@ class FetchEnv(MujocoTask):
     def _proprio(self) -> NDArray[np.float32]:
         observation = self._raw["observation"]
         fingers = observation[9:11] if self._task.has_object else observation[3:5]
-        return np.concatenate([observation[:3], fingers]).astype(np.float32)
+        return np.asarray(np.concatenate([observation[:3], fingers]), np.float32)
 
     def _state(self) -> NDArray[np.float32]:
-        return np.concatenate([self._raw["observation"], self._raw["desired_goal"]]).astype(np.float32)
+        return np.asarray(np.concatenate([self._raw["observation"], self._raw["desired_goal"]]), np.float32)
 
     def _observe(self) -> dict[str, NDArray[Any]]:
         return super()._observe() | {name: np.array(self._raw[name]) for name in self._goals()}

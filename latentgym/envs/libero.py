@@ -222,7 +222,7 @@ class LiberoEnv(MujocoTask):
 
     def _state(self) -> NDArray[np.float32]:
         _, data = self._simulation()
-        return np.concatenate([self._proprio(), data.qpos, data.qvel]).astype(np.float32)
+        return np.asarray(np.concatenate([self._proprio(), data.qpos, data.qvel]), np.float32)
 
 
 def _build(definition: Path, envs: Any, robosuite: Any) -> tuple[Any, str]:

@@ -121,7 +121,8 @@ def _distance(a: Vector, b: Vector) -> float:
 
 
 def _raised(position: Vector, height: float) -> Vector:
-    return position + np.array([0.0, 0.0, height])
+    raised: Vector = position + np.array([0.0, 0.0, height])
+    return raised
 
 
 class StackExpert(RobosuiteExpert):
@@ -243,7 +244,7 @@ class DoorExpert(RobosuiteExpert):
             return Command(handle, _CLOSE if closing else _OPEN, out, pointing)
         start = handle - self._HOVER_M * pointing
         if above < self._HOVER_M / 2:
-            aside = max(0.0, self._CLEAR_M - offset @ out)
+            aside = max(0.0, self._CLEAR_M - float(offset @ out))
             start = np.append((hand.position + aside * out)[:2], start[2] + 0.02)
         return Command(start, _OPEN, out, pointing)
 

@@ -117,7 +117,7 @@ def proprio_names(observations: Mapping[str, tuple[int, ...]], layout: str) -> l
 
 def _robot(position: NDArray[Any], body: NDArray[np.float64], fingers: NDArray[Any]) -> NDArray[np.float32]:
     """``(n, 11)``; files hold the orientation of the hand's body, a quarter turn off that of the gripper's site."""
-    return np.concatenate([position, -body[:, :, 1], body[:, :, 0], fingers], axis=1).astype(np.float32)
+    return np.asarray(np.concatenate([position, -body[:, :, 1], body[:, :, 0], fingers], axis=1), np.float32)
 
 
 def _flat(observations: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
