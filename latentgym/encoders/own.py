@@ -107,7 +107,8 @@ class ModuleEncoder(FrozenEncoder):
         output = output.unsqueeze(2 if output.ndim == 5 - image else 1) if image else output
         if output.ndim == 5:
             output = output.flatten(3).permute(0, 2, 3, 1)
-        return output.unsqueeze(2) if output.ndim == 3 else output
+        tokens: torch.Tensor = output.unsqueeze(2) if output.ndim == 3 else output
+        return tokens
 
     def _latents(self, tokens: torch.Tensor, frames: int, layer: int) -> Latents:
         count = tokens.shape[1]
