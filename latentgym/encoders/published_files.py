@@ -329,7 +329,8 @@ def find_checkpoint(place: Path) -> tuple[Path, str] | None:
         configured = _configured_kind(place)
         if configured is not None:
             return _only(place, _checkpoints(place)), configured
-        if (place / CONFIG).exists() or (place / "encoder.json").exists():
+        # Dreamer 4's checkpoints nest their tensors in their own way: see latentgym.encoders.dreamer4.
+        if any((place / name).exists() for name in (CONFIG, "encoder.json", "tokenizer_ckpt.pt")):
             return None
     files = [place] if place.is_file() else _checkpoints(place)
     found: list[tuple[Path, str]] = []

@@ -233,7 +233,8 @@ def _worker_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
         os.environ.setdefault(name, value)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["latentgym.studies.cells"])
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
+    # The server that workers are forked from may have been started earlier, with other variables.
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(dict(os.environ),))
     try:
         yield pool
     except BaseException:
@@ -249,9 +250,10 @@ def _terminate(pool: ProcessPoolExecutor) -> None:
         process.terminate()
 
 
-def _start_worker() -> None:
+def _start_worker(environment: dict[str, str]) -> None:
     import torch
 
+    os.environ.update(environment)
     torch.set_num_threads(1)
     follow_parent()
 

@@ -53,18 +53,12 @@ def test_frames_do_not_change_the_episode(pick_and_place):
         assert np.array_equal(seen[0]["state"], blindly[0]["state"]) and seen[1] == blindly[1]
 
 
-def test_goal_is_observed_shown_and_scored(pick_and_place):
+def test_goal_is_observed_and_scored(pick_and_place):
     observation, info = pick_and_place.reset(seed=1)
     assert np.array_equal(observation["state"][-3:], observation["desired_goal"].astype(np.float32))
     reward = pick_and_place.unwrapped.compute_reward
     assert reward(observation["desired_goal"], observation["desired_goal"], info) == 0
     assert reward(observation["achieved_goal"] + 1, observation["desired_goal"], info) == -1
-    before = observation["pixels"].astype(int)
-    site = pick_and_place.unwrapped._task.model.site("target0")
-    site.rgba[3] = 0.0
-    hidden = pick_and_place.render().astype(int)
-    site.rgba[3] = 1.0
-    assert (np.abs(before - hidden).max(axis=-1) > 20).sum() >= 3
 
 
 def test_hand_moves_up_in_the_frame_when_it_moves_up(pick_and_place):
@@ -117,13 +111,3 @@ def test_simulator_state_holds_the_goal(pick_and_place):
 def test_other_versions_and_misspelt_tasks_list_close_names(env_id, message):
     with pytest.raises(LatentGymError, match=message):
         make_env(env_id)
-
-
-@pytest.mark.slow
-def test_reach_is_learnt_with_hindsight_from_state():
-    from latentgym.policies.reinforcement import train_rl
-    from latentgym.rollouts import evaluate
-
-    policy = train_rl("FetchReach-v4", "state", steps=2500, seed=0, algorithm_options={"learning_starts": 200})
-    assert policy.goals
-    assert evaluate("FetchReach-v4", policy, range(20)).summary.successes >= 15
