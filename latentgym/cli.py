@@ -48,6 +48,7 @@ DataOption = Annotated[
     ),
 ]
 Workers = Annotated[int, typer.Option(min=1, help="Worker processes.")]
+DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:<index>, or auto.")]
 
 
 Assets = Annotated[Path | None, typer.Option(help="Folder of CALVIN's assets, in place of CALVIN_ENV_ROOT.")]
@@ -205,6 +206,7 @@ def pretrain(
     steps: Annotated[int, typer.Option(min=1)] = 800,
     batch_size: Annotated[int, typer.Option(min=2)] = 64,
     checkpoint: Annotated[list[int], typer.Option(help="Step of an intermediate checkpoint; repeatable.")] = [],  # noqa: B006
+    device: DeviceOption = "cpu",
     data_option: DataOption = [],  # noqa: B006
 ) -> None:
     """Pretrain a small encoder on the training episodes of one or more data sets."""
@@ -217,7 +219,7 @@ def pretrain(
     with track_counts(f"pretraining {objective}", steps) as progress:
         folder = run_pretraining(
             objective, pairs, out=out, seed=seed, steps=steps, batch_size=batch_size,
-            checkpoints=checkpoint, progress=progress,
+            checkpoints=checkpoint, device=device, progress=progress,
         )  # fmt: skip
     print(f"encoder in {folder}")
 
@@ -235,6 +237,7 @@ def adapt(
     batch_size: Annotated[int, typer.Option(min=2)] = 32,
     image_size: Annotated[int | None, typer.Option(help="Side of the frames in pixels; the encoder's own.")] = None,
     split_seed: Annotated[int | None, typer.Option(help="Seed of the split; that of --seed if left out.")] = None,
+    device: DeviceOption = "auto",
     data_option: DataOption = [],  # noqa: B006
 ) -> None:
     """Train an encoder further by inverse dynamics on the training episodes; the result loads by its folder."""
@@ -247,7 +250,8 @@ def adapt(
     with track_counts(f"adapting {encoder}", steps) as progress:
         folder = run_adaptation(
             encoder, dataset, out=out, arm=arm, control=control, steps=steps, seed=seed, k=horizon,
-            batch_size=batch_size, split=split, image_size=image_size, progress=progress,
+            batch_size=batch_size, split=split, image_size=image_size, device=device,
+            progress=progress,
         )  # fmt: skip
     print(f"encoder in {folder}")
 

@@ -16,7 +16,7 @@ import latentgym
 PACKAGE = Path(latentgym.__file__).parent
 # From the ground up; a module may import from its own floor and from those before it.
 FLOORS = (
-    ("errors", "seeding", "artifacts", "results", "progress", "statistics", "corruptions", "workers"),
+    ("errors", "seeding", "artifacts", "results", "progress", "statistics", "corruptions", "devices", "workers"),
     ("trajectories",),
     ("encoders",),
     ("envs",),

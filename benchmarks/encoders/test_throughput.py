@@ -1,4 +1,4 @@
-"""Frames per second of ``encode`` on uint8 frames, beside two peers on one thread.
+"""Frames per second of ``encode`` on uint8 frames, beside two peers on one thread or on a GPU.
 
 ``bare``: the model's own forward on batches that are loaded and normalised already, the floor; ours resizes, normalises
 and checks besides. ``processor``: a loop over the library's own processor and forward, one frame at a time, as its
@@ -8,7 +8,9 @@ documentation shows, and the same on batches. Run
 
 A tiny ViT with random weights is always measured; ``BENCH_ENCODER`` names a folder of transformers' Dinov2Model, such
 as real weights, to measure beside it. ``BENCH_FRAMES`` (64) frames of ``BENCH_SIDE`` (the encoder's own) pixels, in
-batches of ``BENCH_BATCH`` (8). ``extra_info`` holds frames per second.
+batches of ``BENCH_BATCH`` (8). ``BENCH_DEVICE=cuda`` measures on a GPU and ``BENCH_DTYPE`` (float32) in another
+precision, all peers alike; frames start in the CPU's memory, for the floor in the GPU's. ``extra_info`` holds frames
+per second.
 """
 
 from __future__ import annotations
@@ -31,6 +33,8 @@ transformers = pytest.importorskip("transformers")
 
 FRAMES = int(os.environ.get("BENCH_FRAMES", "64"))
 BATCH = int(os.environ.get("BENCH_BATCH", "8"))
+DEVICE = os.environ.get("BENCH_DEVICE", "cpu")
+DTYPE = os.environ.get("BENCH_DTYPE", "float32")
 PLACES = {"tiny-vit": "", "given": os.environ.get("BENCH_ENCODER", "")}
 Case = tuple[Encoder, Any, Any, np.ndarray]
 
@@ -40,11 +44,11 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     """Our encoder, the library's model and processor, and frames ``(FRAMES, S, S, 3)`` uint8."""
     torch.set_num_threads(1)
     folder = Path(PLACES[request.param] or _tiny_vit(tmp_path_factory.mktemp("tiny-vit")))
-    encoder = load_encoder(folder, device="cpu")
+    encoder = load_encoder(folder, device=DEVICE, dtype=DTYPE)
     side = int(os.environ.get("BENCH_SIDE", encoder.spec.image_size))
     if side != encoder.spec.image_size:
-        encoder = load_encoder(folder, device="cpu", image_size=side)
-    model = transformers.Dinov2Model.from_pretrained(folder, dtype=torch.float32).eval()
+        encoder = load_encoder(folder, device=DEVICE, dtype=DTYPE, image_size=side)
+    model = transformers.Dinov2Model.from_pretrained(folder, dtype=getattr(torch, DTYPE)).eval().to(DEVICE)
     processor = transformers.BitImageProcessor(
         size={"shortest_edge": side}, crop_size={"height": side, "width": side},
         image_mean=list(encoder.spec.mean), image_std=list(encoder.spec.std),
@@ -64,7 +68,13 @@ def _tiny_vit(folder: Path) -> Path:
 
 def measure(benchmark: Any, run: Callable[[], None]) -> None:
     start = time.process_time()
-    benchmark.pedantic(run, rounds=5, warmup_rounds=1)
+
+    def whole() -> None:
+        run()
+        if DEVICE != "cpu":
+            torch.cuda.synchronize()
+
+    benchmark.pedantic(whole, rounds=5, warmup_rounds=1)
     best = benchmark.stats.stats.min
     benchmark.extra_info.update(frames_per_s=round(FRAMES / best, 1), cpu_s=round(time.process_time() - start, 2))
     print(f"{benchmark.name}: {benchmark.extra_info}")
@@ -82,7 +92,7 @@ def test_ours(benchmark: Any, case: Case) -> None:
 
 def test_bare(benchmark: Any, case: Case) -> None:
     encoder, model, _, frames = case
-    prepared = [encoder.prepare(torch.as_tensor(clip))[:, 0] for clip in batches(frames[:, None])]
+    prepared = [encoder.prepare(torch.as_tensor(clip))[:, 0].to(model.dtype) for clip in batches(frames[:, None])]
 
     def run() -> None:
         with torch.inference_mode():
@@ -100,6 +110,6 @@ def test_processor(benchmark: Any, case: Case, size: int) -> None:
         with torch.inference_mode():
             for start in range(0, FRAMES, size):
                 inputs = processor(images=list(frames[start : start + size]), return_tensors="pt")
-                model(**inputs)
+                model(inputs["pixel_values"].to(DEVICE, model.dtype))
 
     measure(benchmark, run)

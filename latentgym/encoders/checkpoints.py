@@ -5,9 +5,9 @@ from __future__ import annotations
 import pickle
 import re
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -22,24 +22,36 @@ NESTS = ("ema_encoder", "target_encoder", "encoder", "r3m", "model", "module", "
 _SHOWN = 3
 
 State = Mapping[str, torch.Tensor]
+Kind = TypeVar("Kind")
 
 
-def read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a safetensors file or of a torch checkpoint, by name, out of the entry that they are nested in.
-
-    Torch checkpoints are read with ``torch.load(weights_only=True)``.
+def read_file(path: Path) -> Any:
+    """What a checkpoint file holds: tensors by name and, in torch files, plain values and mappings of these.
 
     Args:
-        path: the file; a training checkpoint may nest the weights, see :data:`NESTS`.
+        path: a safetensors file, or one that ``torch.save`` wrote, which is read with ``weights_only=True``.
 
     Raises:
-        CorruptDataError: if the file is truncated, wants to run code, or holds no tensors.
+        LatentGymError: if there is no such file.
+        CorruptDataError: if it is truncated or wants to run code.
     """
+    if not path.is_file():
+        raise LatentGymError(f"there is no checkpoint at {path}")
     try:
-        loaded: Any = load_file(path) if path.suffix == ".safetensors" else _load(path)
+        return load_file(path) if path.suffix == ".safetensors" else _load(path)
     # A damaged zip archive, a pickle that wants more than tensors, and a damaged safetensors file in turn.
     except (RuntimeError, pickle.UnpicklingError, SafetensorError, EOFError, OSError, ValueError, KeyError) as error:
         raise _damaged(path, error) from error
+
+
+def read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a file, by name, out of the entry that a training checkpoint nests them in, see :data:`NESTS`.
+
+    Raises:
+        LatentGymError: if there is no such file.
+        CorruptDataError: if it is truncated, wants to run code, or holds no tensors.
+    """
+    loaded = read_file(path)
     while isinstance(loaded, Mapping):
         inner = next((loaded[nest] for nest in NESTS if isinstance(loaded.get(nest), Mapping)), None)
         if inner is None:
@@ -61,6 +73,30 @@ def weight_names(path: Path) -> frozenset[str]:
             return frozenset(tensors.keys())
     except (SafetensorError, OSError) as error:
         raise _damaged(path, error) from error
+
+
+def recognised(files: Iterable[Path], kind_of: Callable[[Path], Kind | None]) -> list[tuple[Path, Kind]]:
+    """The checkpoints among ``files`` that ``kind_of`` recognises, and what it calls them.
+
+    Args:
+        files: what ends in none of :data:`SUFFIXES` is passed over.
+        kind_of: may raise ``CorruptDataError``, which counts only where nothing is recognised.
+
+    Raises:
+        CorruptDataError: if the only candidates are damaged.
+    """
+    found: list[tuple[Path, Kind]] = []
+    damaged: list[CorruptDataError] = []
+    for path in (path for path in files if path.suffix in SUFFIXES and path.is_file()):
+        try:
+            kind = kind_of(path)
+        except CorruptDataError as error:
+            damaged.append(error)
+            continue
+        found += [(path, kind)] if kind else []
+    if damaged and not found:
+        raise damaged[0]
+    return found
 
 
 def _damaged(path: Path, error: Exception) -> CorruptDataError:
@@ -145,6 +181,30 @@ def fill(model: nn.Module, state: State, what: str, unused: Sequence[str] = ()) 
             f"the checkpoint has {len(unexpected)} weights that {what} has no place for, so it is of another "
             f"architecture: {_some(unexpected)}"
         )
+
+
+def load_exactly(model: nn.Module, state: Mapping[str, torch.Tensor], origin: object) -> None:
+    """Give ``model`` the tensors of ``state``, every one of its own and no other.
+
+    Raises:
+        LatentGymError: if a tensor is missing, left over or of another shape; the message names ``origin`` and the
+            first of them.
+    """
+    expected = model.state_dict()
+    missing = [name for name in expected if name not in state and not name.endswith("num_batches_tracked")]
+    extra = sorted(name for name in state if name not in expected)
+    odd = [name for name in expected if name in state and state[name].shape != expected[name].shape]
+    problems = [
+        *(f"{len(missing)} tensors are missing, the first {name!r}" for name in missing[:1]),
+        *(f"{len(extra)} are unknown, the first {name!r}" for name in extra[:1]),
+        *(
+            f"{name!r} has shape {tuple(state[name].shape)}, expected {tuple(expected[name].shape)}"
+            for name in odd[:1]
+        ),
+    ]  # fmt: skip
+    if problems:
+        raise LatentGymError(f"{origin} does not fit {type(model).__name__}: {'; '.join(problems)}")
+    model.load_state_dict({name: tensor.float() for name, tensor in state.items()}, strict=False)
 
 
 def _some(names: Iterable[str]) -> str:

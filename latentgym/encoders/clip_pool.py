@@ -78,8 +78,8 @@ class ClipPool:
         if actions:
             self._measure_actions()
 
-    def batch(self, step: int, batch_size: int) -> Batch:
-        """The clips of a step: ``batch_size`` rows of four frames."""
+    def batch(self, step: int, batch_size: int, device: torch.device | str = "cpu") -> Batch:
+        """The clips of a step on ``device``: ``batch_size`` rows of four frames, normalised there."""
         window = self._episodes.at(step)
         rng = numpy_generator(self.seed, "clips", step)
         starts = np.array([len(self._episodes.held[entry][0]) - CLIP_FRAMES + 1 for entry in window])
@@ -89,11 +89,11 @@ class ClipPool:
         begins = draws - (ends[rows] - starts[rows])
         held = [(self._episodes.held[window[row]], begin) for row, begin in zip(rows, begins, strict=True)]
         frames = torch.from_numpy(np.stack([episode[0][b : b + CLIP_FRAMES] for episode, b in held]))
-        pixels = frames.permute(0, 1, 4, 2, 3).contiguous().float() / 127.5 - 1.0
+        pixels = frames.to(device).permute(0, 1, 4, 2, 3).contiguous().float() / 127.5 - 1.0
         if not self.action_size:
             return Batch(pixels)
         actions = np.stack([episode[1][b : b + CLIP_FRAMES - 1] for episode, b in held])
-        return Batch(pixels, torch.from_numpy((actions - self._mean) / self._deviation))
+        return Batch(pixels, torch.from_numpy((actions - self._mean) / self._deviation).to(device))
 
     def _load(self, index: int, number: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
         dataset = self._data[index]

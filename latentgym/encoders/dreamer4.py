@@ -19,10 +19,10 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from latentgym.encoders.checkpoints import load_exactly, read_file
 from latentgym.encoders.contract import EncoderSpec, Latents
 from latentgym.encoders.frozen import FrozenEncoder, weights_digest
 from latentgym.encoders.hub import fetch_snapshot
-from latentgym.encoders.state_dicts import load_exactly, read_checkpoint
 from latentgym.errors import CorruptDataError, LatentGymError
 from latentgym.seeding import torch_generator
 
@@ -395,7 +395,8 @@ def _dynamics(path: Path, tokenizer: Tokenizer) -> tuple[Dynamics, dict[str, Any
 
 def _published(path: Path, key: str) -> tuple[dict[str, torch.Tensor], Mapping[str, Any]]:
     """Tensors under the names used here, and the training arguments that were saved beside them."""
-    checkpoint = read_checkpoint(path)
+    loaded = read_file(path)
+    checkpoint = loaded if isinstance(loaded, Mapping) else {}
     state = next((checkpoint[name] for name in (key, "state_dict") if isinstance(checkpoint.get(name), Mapping)), None)
     if state is None:
         raise CorruptDataError(f"{path} holds no {key!r}; expected a checkpoint of nicklashansen/dreamer4")

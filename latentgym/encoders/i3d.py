@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from latentgym.encoders.checkpoints import load_exactly, read_checkpoint
 from latentgym.encoders.contract import EncoderSpec, Latents
 from latentgym.encoders.frozen import FrozenEncoder, weights_digest
-from latentgym.encoders.state_dicts import load_exactly, read_checkpoint
 from latentgym.errors import LatentGymError
 
 IMAGE_SIZE = 224

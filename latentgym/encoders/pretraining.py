@@ -13,6 +13,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from latentgym.artifacts import atomic_directory, content_key, read_json
+from latentgym.devices import find_device
 from latentgym.encoders.clip_pool import POOL_BYTES, ClipPool
 from latentgym.encoders.objectives import OBJECTIVES, Objective
 from latentgym.encoders.optimisation import (
@@ -55,12 +56,14 @@ def pretrain(
     camera: str | None = None,
     save_every: int = 50,
     pool_bytes: int = POOL_BYTES,
+    device: str = "cpu",
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Train the shared trunk with one objective and save the encoder.
 
     Every objective sees the same clips at one ``seed``. A run that was killed continues from its last saved state (at
-    most ``save_every`` steps old) and ends with the same bits; a finished run is not repeated. Runs on one CPU thread.
+    most ``save_every`` steps old) and ends with the same bits; a finished run is not repeated. On the CPU it runs on
+    one thread; on a GPU sums are made in no fixed order, and two runs agree up to rounding only.
 
     Args:
         objective: a name in :data:`~latentgym.encoders.objectives.OBJECTIVES`.
@@ -73,6 +76,7 @@ def pretrain(
         camera: camera to read; each data set's first where ``None``.
         save_every: steps between two saved training states.
         pool_bytes: bound on decoded frames in memory.
+        device: ``"cpu"``, ``"cuda"``, ``"cuda:<index>"``, or ``"auto"``, CUDA where there is one.
         progress: called with (steps done, steps in all) after every step.
 
     Returns:
@@ -80,13 +84,13 @@ def pretrain(
 
     Raises:
         UnknownNameError: for an unknown objective.
-        LatentGymError: if the data hold too few frames, an argument is out of range, ``out`` holds another run, or the
-            loss is not finite.
+        LatentGymError: if the data hold too few frames, an argument is out of range, there is no such device, ``out``
+            holds another run, or the loss is not finite.
     """
     if objective not in OBJECTIVES:
         raise UnknownNameError("pretraining objective", objective, OBJECTIVES)
     _check_numbers(steps, batch_size, checkpoints, save_every)
-    out = Path(out)
+    out, target = Path(out), find_device(device)
     key = content_key(
         {
             "objective": objective,
@@ -97,6 +101,7 @@ def pretrain(
             "checkpoints": sorted(checkpoints),
             "camera": camera,
             "pool_bytes": pool_bytes,
+            "device": target.type,
         }
     )
     if _is_finished(out, key):
@@ -104,7 +109,7 @@ def pretrain(
     with one_thread():
         needs_actions = OBJECTIVES[objective].trained_on_actions
         pool = ClipPool(data, seed=seed, steps=steps, camera=camera, actions=needs_actions, pool_bytes=pool_bytes)
-        run = _Run(objective, pool, out, key, seed=seed, steps=steps, batch_size=batch_size)
+        run = _Run(objective, pool, out, key, seed=seed, steps=steps, batch_size=batch_size, device=target)
         run.resume()
         for step in range(run.done, steps):
             run.step()
@@ -122,14 +127,24 @@ class _Run:
     """A training run between two steps: objective, optimiser, count of steps and loss curve."""
 
     def __init__(
-        self, objective: str, pool: ClipPool, out: Path, key: str, *, seed: int, steps: int, batch_size: int
+        self,
+        objective: str,
+        pool: ClipPool,
+        out: Path,
+        key: str,
+        *,
+        seed: int,
+        steps: int,
+        batch_size: int,
+        device: torch.device,
     ) -> None:
         self.pool, self.out, self.key = pool, out, key
-        self.seed, self.steps, self.batch_size = seed, steps, batch_size
+        self.seed, self.steps, self.batch_size, self.device = seed, steps, batch_size, device
         # Layers draw from torch's global generator when they are built; all values are replaced, its state is kept.
         with torch.random.fork_rng(devices=[]):
             self.objective: Objective = OBJECTIVES[objective](action_size=pool.action_size)
         self.objective.initialise(seed)
+        self.objective.to(device)
         trained = [parameter for parameter in self.objective.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, betas=(0.9, 0.95))
         self.done = 0
@@ -138,7 +153,7 @@ class _Run:
 
     def step(self) -> None:
         """One optimiser step; the first one's floating-point operations are counted."""
-        batch = self.pool.batch(self.done, self.batch_size)
+        batch = self.pool.batch(self.done, self.batch_size, self.device)
         generator = torch_generator(self.seed, self.objective.name, "noise", self.done)
         counter = FlopCounterMode(display=False) if self.done == 0 else None
         with counter or contextlib.nullcontext():
@@ -183,14 +198,15 @@ class _Run:
         (self.out / STATE_NAME).unlink(missing_ok=True)
 
     def _save_encoder(self, folder: Path) -> None:
-        network = copy.deepcopy(self.objective.network)
+        network = copy.deepcopy(self.objective.network).cpu()
         encoder = small_encoder(network, self.objective.name, seed=self.seed, step=self.done)
         save_small_encoder(encoder, folder, self._record(encoder.spec.parameters))
 
     @torch.no_grad()
     def _record(self, encoding: int) -> dict[str, Any]:
         everything = sum(parameter.numel() for parameter in self.objective.parameters())
-        features = self.objective.network(self.pool.batch(self.done - 1, self.batch_size).frames[:, :2])
+        batch = self.pool.batch(self.done - 1, self.batch_size, self.device)
+        features = self.objective.network(batch.frames[:, :2])
         return {
             "key": self.key,
             "objective": self.objective.name,
@@ -199,6 +215,7 @@ class _Run:
             "steps": self.done,
             "planned_steps": self.steps,
             "batch_size": self.batch_size,
+            "device": self.device.type,
             "parameters": encoding,
             "parameters_extra": everything - encoding,
             "training_flops": self.flops_per_step * self.done,

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from latentgym.artifacts import read_json
-from latentgym.encoders.checkpoints import SUFFIXES, State, read_checkpoint, weight_names
+from latentgym.encoders.checkpoints import SUFFIXES, State, read_checkpoint, recognised, weight_names
 from latentgym.encoders.downloads import fetch_file, fetch_url, url_cache
+from latentgym.encoders.dreamer4 import TOKENIZER
 from latentgym.encoders.frozen import FrozenEncoder
 from latentgym.encoders.laq import build_laq
 from latentgym.encoders.published import NON_COMMERCIAL
@@ -330,20 +331,9 @@ def find_checkpoint(place: Path) -> tuple[Path, str] | None:
         if configured is not None:
             return _only(place, _checkpoints(place)), configured
         # Dreamer 4's checkpoints nest their tensors in their own way: see latentgym.encoders.dreamer4.
-        if any((place / name).exists() for name in (CONFIG, "encoder.json", "tokenizer_ckpt.pt")):
+        if any((place / name).exists() for name in (CONFIG, "encoder.json", TOKENIZER)):
             return None
-    files = [place] if place.is_file() else _checkpoints(place)
-    found: list[tuple[Path, str]] = []
-    damaged: list[CorruptDataError] = []
-    for path in (path for path in files if path.suffix in SUFFIXES):
-        try:
-            kind = _kind_of(path)
-        except CorruptDataError as error:
-            damaged.append(error)
-            continue
-        found += [(path, kind)] if kind else []
-    if damaged and not found:
-        raise damaged[0]
+    found = recognised([place] if place.is_file() else _checkpoints(place), _kind_of)
     return (_only(place, [path for path, _ in found]), found[0][1]) if found else None
 
 

@@ -14,6 +14,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 import torch
 
+from latentgym.devices import find_device
 from latentgym.encoders.baselines import PixelEncoder, VectorEncoder
 from latentgym.encoders.contract import Encoder, EncoderSpec
 from latentgym.encoders.feeding import FEEDINGS, feed
@@ -110,7 +111,7 @@ def load_encoder(
         >>> load_encoder("pixels").spec.grid
         (16, 16)
     """
-    target = _device(device)
+    target = find_device(device)
     if feeding not in FEEDINGS:
         raise UnknownNameError("feeding", feeding, FEEDINGS)
     if dtype not in ("auto", *DTYPES):
@@ -244,20 +245,6 @@ def find_factory(name: str) -> EncoderFactory | None:
 @functools.cache
 def _entry_points() -> dict[str, metadata.EntryPoint]:
     return {point.name: point for point in metadata.entry_points(group=ENTRY_POINT_GROUP)}
-
-
-def _device(device: str) -> torch.device:
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        target = torch.device(device)
-    except RuntimeError as error:
-        raise LatentGymError(f"unknown device {device!r}; expected 'auto', 'cpu', 'cuda' or 'cuda:<index>'") from error
-    if target.type == "cuda" and (target.index or 0) >= torch.cuda.device_count():
-        raise LatentGymError(
-            f"device {device!r} was asked for, but torch sees {torch.cuda.device_count()} CUDA devices"
-        )
-    return target
 
 
 def _set_dtype(encoder: Encoder, dtype: str) -> None:

@@ -17,10 +17,10 @@ import torch
 from safetensors import SafetensorError
 
 from latentgym.artifacts import read_json
+from latentgym.encoders.checkpoints import load_exactly, read_checkpoint
 from latentgym.encoders.contract import EncoderSpec, Latents
 from latentgym.encoders.frozen import FrozenEncoder, weights_digest
 from latentgym.encoders.hub import fetch_snapshot
-from latentgym.encoders.state_dicts import load_exactly, read_checkpoint
 from latentgym.encoders.torchvision_fallback import ensure_torchvision
 from latentgym.errors import CorruptDataError, LatentGymError, UnknownNameError, require
 

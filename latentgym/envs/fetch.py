@@ -176,13 +176,6 @@ class FetchEnv(MujocoTask):
         site.pos[:] = self._task.goal - data.xpos[int(site.bodyid[0])]
         self._settle()
 
-    def _settle(self) -> None:
-        """Bring the poses that frames show up to date with the last integration."""
-        model, data = self._simulation()
-        self._mujoco.mj_kinematics(model, data)
-        self._mujoco.mj_comPos(model, data)
-        self._mujoco.mj_camlight(model, data)
-
     def _proprio(self) -> NDArray[np.float32]:
         observation = self._raw["observation"]
         fingers = observation[9:11] if self._task.has_object else observation[3:5]

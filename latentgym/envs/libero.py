@@ -205,11 +205,7 @@ class LiberoEnv(MujocoTask):
 
     def _advance(self, action: NDArray[np.float32]) -> tuple[float, bool]:
         _, reward, _, _ = self._task.step(action.astype(np.float64))
-        model, data = self._simulation()
-        # robosuite ends a step with integration: bring the poses that frames and success see up to date.
-        self._mujoco.mj_kinematics(model, data)
-        self._mujoco.mj_comPos(model, data)
-        self._mujoco.mj_camlight(model, data)
+        self._settle()
         return float(reward), bool(self._task._check_success())
 
     def _proprio(self) -> NDArray[np.float32]:

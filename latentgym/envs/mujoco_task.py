@@ -247,12 +247,21 @@ class MujocoTask(gymnasium.Env[Any, Any], abc.ABC):
                 f"{self.contract.env_id}: a simulator state has shape ({size},), found {state.shape}; "
                 "was it recorded with the same environment and library versions?"
             )
-        self._mujoco.mj_setState(model, data, np.ascontiguousarray(state, np.float64), signature)
+        whole = np.ascontiguousarray(state, np.float64)
+        self._mujoco.mj_setState(model, data, whole, signature)
         self._mujoco.mj_forward(model, data)
+        self._mujoco.mj_setState(model, data, whole, signature)  # the solver has replaced its warm start
 
     def close(self) -> None:
         """Free the GL context."""
         self._scene_renderer.close()
+
+    def _settle(self) -> None:
+        """Bring the poses that frames, sensors and success see up to date where a step ends with integration."""
+        model, data = self._simulation()
+        self._mujoco.mj_kinematics(model, data)
+        self._mujoco.mj_comPos(model, data)
+        self._mujoco.mj_camlight(model, data)
 
     def _observe(self) -> dict[str, NDArray[Any]]:
         _, data = self._simulation()

@@ -314,11 +314,7 @@ class RobosuiteEnv(MujocoTask):
 
     def _advance(self, action: NDArray[np.float32]) -> tuple[float, bool]:
         _, reward, _, _ = self._task.step(action.astype(np.float64))
-        model, data = self._simulation()
-        # robosuite ends a step with integration: bring the poses that sensors, success and frames see up to date.
-        self._mujoco.mj_kinematics(model, data)
-        self._mujoco.mj_comPos(model, data)
-        self._mujoco.mj_camlight(model, data)
+        self._settle()
         self._read_sensors()
         return float(reward), bool(self._task._check_success())
 

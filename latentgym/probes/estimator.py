@@ -28,13 +28,6 @@ class Readout(Protocol):
         """The constructor's arguments."""
 
 
-def pick_device(device: str) -> torch.device:
-    """``"auto"`` means the GPU if there is one."""
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(device)
-
-
 def all_finite(values: Tensor) -> bool:
     """Whether no entry is NaN or infinite; a finite sum says so at a fraction of the cost of looking at each."""
     return bool(torch.isfinite(values.sum())) or bool(torch.isfinite(values).all())

@@ -13,8 +13,9 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from latentgym.devices import find_device
 from latentgym.errors import LatentGymError
-from latentgym.probes.estimator import as_matrix, mean_r2, pick_device
+from latentgym.probes.estimator import as_matrix, mean_r2
 from latentgym.probes.gram import floored
 from latentgym.seeding import numpy_generator, torch_generator
 
@@ -157,7 +158,7 @@ class MemberProbe(abc.ABC):
             )
         self._shape = tuple(x.shape[1:])
         self._x_scale, self._y_scale = _standardisation(x, self.scale_floor), _standardisation(y, 0.0)
-        device = pick_device(self.device)
+        device = find_device(self.device)
         train = (_apply(x, self._x_scale).to(device), _apply(y, self._y_scale).to(device))
         self._train(*train, _apply(x_held, self._x_scale).to(device), _apply(y_held, self._y_scale).to(device))
         return self

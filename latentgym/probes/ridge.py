@@ -10,8 +10,9 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from latentgym.devices import find_device
 from latentgym.errors import LatentGymError
-from latentgym.probes.estimator import as_matrix, check_lengths, mean_r2, pick_device
+from latentgym.probes.estimator import as_matrix, check_lengths, mean_r2
 from latentgym.probes.gram import DualSystem, FoldSystem, Moments, Scaling
 
 DEFAULT_LAMBDAS = tuple(float(10.0**power) for power in range(-1, 7))
@@ -152,7 +153,7 @@ class RidgeProbe:
         check_lengths(x, y, labels)
         if not len(x):
             return self
-        device = pick_device(self.device)
+        device = find_device(self.device)
         x, y = x.to(device), y.to(device)
         if not self._rows:
             self._offset_x, self._offset_y = x.mean(0), y.mean(0)

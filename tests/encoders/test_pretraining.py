@@ -183,6 +183,41 @@ def test_a_finished_run_is_not_repeated_and_another_is_refused(dataset, tmp_path
         run("pixel_autoencoder", dataset, out)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("objective", sorted(OBJECTIVES))
+def test_a_gpu_trains_on_the_same_clips_and_noise(objective, dataset, tmp_path):
+    cpu, gpu = (run(objective, dataset, tmp_path / device, device=device) for device in ("cpu", "cuda"))
+    records = [json.loads((folder / "encoder.json").read_text())["training"] for folder in (cpu, gpu)]
+    assert [record["device"] for record in records] == ["cpu", "cuda"]
+    losses = [np.array(record["loss_curve"])[:, 1] for record in records]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=0.02)
+    # Fused attention counts otherwise on either device.
+    assert records[0]["training_flops"] == pytest.approx(records[1]["training_flops"], rel=0.1)
+    with pytest.raises(LatentGymError, match="another run"):
+        run(objective, dataset, cpu, device="cuda")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_killed_run_on_a_gpu_goes_on(dataset, tmp_path):
+    with pytest.raises(Killed):
+        run("shortcut_forcing", dataset, tmp_path / "cut", device="cuda", progress=killer(3))
+    steps = []
+    cut = run("shortcut_forcing", dataset, tmp_path / "cut", device="cuda", progress=lambda done, _: steps.append(done))
+    assert steps == [3, 4, 5, 6]
+    whole = run("shortcut_forcing", dataset, tmp_path / "whole", device="cuda")
+    clip = np.zeros((1, 2, 64, 64, 3), np.uint8)
+    found = [load_encoder(folder, device="cpu").encode(clip).tokens for folder in (cut, whole)]
+    torch.testing.assert_close(*found, rtol=0.05, atol=0.05)
+
+
+def test_a_device_that_is_not_there_is_refused(dataset, tmp_path):
+    with pytest.raises(LatentGymError, match="unknown device 'gpu'"):
+        run("diffusion", dataset, tmp_path / "e", device="gpu")
+    with pytest.raises(LatentGymError, match="'cuda:64' was asked for"):
+        run("diffusion", dataset, tmp_path / "e", device="cuda:64")
+    assert not (tmp_path / "e").exists()
+
+
 def test_states_of_other_runs_and_damaged_states_are_refused(dataset, tmp_path):
     with pytest.raises(Killed):
         run("pixel_autoencoder", dataset, tmp_path, progress=killer(3))

@@ -50,6 +50,17 @@ def test_tokens_and_spec_of_every_family(family):
     assert spec.parameters == sum(parameter.numel() for parameter in encoder.network.parameters())
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gpu_agrees_with_cpu_at_every_layer(family):
+    on_cpu, on_gpu = make_encoder(family), make_encoder(family).to("cuda")
+    layers = [*range(on_cpu.spec.layers), -1]
+    for cpu, gpu in zip(*(encoder.encode_layers(make_clip(), layers) for encoder in (on_cpu, on_gpu)), strict=True):
+        assert gpu.tokens.device.type == "cuda"
+        # Convolutions on GPUs round their inputs to TF32, 10 bits, by default.
+        torch.testing.assert_close(gpu.tokens.cpu(), cpu.tokens, atol=2e-2, rtol=2e-2)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_only_temporal_families_look_at_the_older_frame(family):
     encoder = make_encoder(family)

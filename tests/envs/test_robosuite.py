@@ -124,7 +124,7 @@ def test_simulator_state_holds_what_a_reset_placed(task):
     env.reset(seed=2)
     assert not np.array_equal(env.render(), frame)
     env.set_sim_state(state)
-    assert np.array_equal(env.render(), frame)
+    assert np.array_equal(env.render(), frame) and np.array_equal(env.sim_state(), state)
     env.close()
 
 

@@ -61,8 +61,8 @@ class Diffusion(Objective):
         """See :meth:`Objective.loss`."""
         frame = batch.frames[:, 1]
         level = LOGIT_MEAN + LOGIT_DEVIATION * torch.randn(len(frame), 1, 1, 1, generator=generator)
-        tau = torch.sigmoid(level)
-        noise = torch.randn(frame.shape, generator=generator)
+        tau = torch.sigmoid(level).to(frame.device)
+        noise = torch.randn(frame.shape, generator=generator).to(frame.device)
         features = self.network.trunk(still(corrupt(frame, noise, tau)))
         prediction = self.decoder(features + self.level(tau.flatten(1))[:, :, None, None])
         weight = (1 - tau).clamp(min=MIN_DISTANCE) ** -2

@@ -36,7 +36,7 @@ def rotary_angles(positions: torch.Tensor, width: int, base: float = 100.0) -> t
         ``(N, width / 2)``.
     """
     pairs = width // 2 // len(positions)
-    frequencies = base ** (-torch.arange(pairs, dtype=torch.float32) / pairs)
+    frequencies = base ** (-torch.arange(pairs, dtype=torch.float32, device=positions.device) / pairs)
     return (positions[:, :, None] * frequencies).transpose(0, 1).flatten(1)
 
 
@@ -146,11 +146,11 @@ class Dynamics(nn.Module):
         control = torch.cat([level, size], dim=-1)[:, :, None]
         prefix = [control, self.null_action.expand(batch, frames, 1, -1), self.registers.expand(batch, frames, -1, -1)]
         tokens = torch.cat([*prefix, self.inputs(latents)], dim=2)
-        axis = torch.arange(1.0, GRID + 1)
+        axis = torch.arange(1.0, GRID + 1, device=latents.device)
         rows, columns = axis.repeat_interleave(GRID), axis.repeat(GRID)
         # Registers and the like stand at the origin, outside the grid.
         space = rotary_angles(nn.functional.pad(torch.stack([rows, columns]), (_PREFIX, 0)), MODEL_WIDTH // HEADS)
-        time = rotary_angles(torch.arange(float(frames))[None], MODEL_WIDTH // HEADS)
+        time = rotary_angles(torch.arange(float(frames), device=latents.device)[None], MODEL_WIDTH // HEADS)
         wanted = [layer % DEPTH for layer in layers]
         found: dict[int, torch.Tensor] = {}
         for index in range(max(wanted) + 1):

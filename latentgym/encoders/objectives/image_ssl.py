@@ -27,11 +27,11 @@ def augment(frame: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     theta = torch.zeros(batch, 2, 3)
     theta[:, 0, 0] = theta[:, 1, 1] = scale
     theta[:, :, 2] = shift
-    grid = nn.functional.affine_grid(theta, list(frame.shape), align_corners=False)
+    grid = nn.functional.affine_grid(theta.to(frame.device), list(frame.shape), align_corners=False)
     crop = nn.functional.grid_sample(frame, grid, padding_mode="border", align_corners=False)
     gain = 1 + CONTRAST * (2 * torch.rand(batch, 1, 1, 1, generator=generator) - 1)
     offset = BRIGHTNESS * (2 * torch.rand(batch, 3, 1, 1, generator=generator) - 1)
-    return crop * gain + offset
+    return crop * gain.to(frame.device) + offset.to(frame.device)
 
 
 class ImageSSL(Objective):

@@ -28,6 +28,6 @@ class MaskedImage(Objective):
     def loss(self, batch: Batch, generator: torch.Generator) -> torch.Tensor:
         """See :meth:`Objective.loss`."""
         frame = batch.frames[:, 1]
-        mask = random_mask(len(frame), MASK_RATIO, generator)
+        mask = random_mask(len(frame), MASK_RATIO, generator, frame.device)
         reconstruction = self.decoder(self.network.trunk(still(hide(frame, mask))))
         return masked_error(reconstruction, frame, mask)

@@ -29,6 +29,6 @@ class MaskedVideo(Objective):
     def loss(self, batch: Batch, generator: torch.Generator) -> torch.Tensor:
         """See :meth:`Objective.loss`."""
         stack = pair(batch.frames[:, 0], batch.frames[:, 1])
-        mask = random_mask(len(stack), MASK_RATIO, generator)
+        mask = random_mask(len(stack), MASK_RATIO, generator, stack.device)
         reconstruction = self.decoder(self.network.trunk(hide(stack, mask)))
         return masked_error(reconstruction, stack, mask)

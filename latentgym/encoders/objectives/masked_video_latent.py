@@ -39,7 +39,7 @@ class MaskedVideoLatent(Objective):
     def loss(self, batch: Batch, generator: torch.Generator) -> torch.Tensor:
         """See :meth:`Objective.loss`."""
         stack = pair(batch.frames[:, 0], batch.frames[:, 1])
-        mask = random_mask(len(stack), MASK_RATIO, generator)
+        mask = random_mask(len(stack), MASK_RATIO, generator, stack.device)
         with torch.no_grad():
             target = self.target(stack)
             target = target - target.mean(dim=0)

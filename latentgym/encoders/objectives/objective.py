@@ -32,7 +32,8 @@ class Objective(nn.Module, abc.ABC):
     """A pretraining objective.
 
     A subclass names its encoding network and its source, builds its extra modules in ``__init__`` and returns a scalar
-    from :meth:`loss`. All randomness comes from the generator that it is given.
+    from :meth:`loss`. All randomness comes from the generator that it is given, which draws on the CPU so that
+    the noise is the same on every device.
 
     Attributes:
         name: name of the objective, and of the family.

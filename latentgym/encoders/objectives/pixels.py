@@ -27,20 +27,23 @@ class PixelDecoder(nn.Module):
         return pixels
 
 
-def random_mask(batch: int, ratio: float | torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def random_mask(
+    batch: int, ratio: float | torch.Tensor, generator: torch.Generator, device: torch.device | str = "cpu"
+) -> torch.Tensor:
     """Mask a share of the 8 × 8 patches (8 × 8 pixels each) of every row at random.
 
     Args:
         batch: number of rows B.
         ratio: share of patches to mask, one number or ``(B,)``; the number of patches is rounded.
-        generator: source of randomness.
+        generator: source of randomness, on the CPU.
+        device: where the mask is wanted.
 
     Returns:
         ``(B, 1, 8, 8)`` float32, 1 where masked.
     """
     ranks = torch.rand(batch, GRID * GRID, generator=generator).argsort(dim=1).argsort(dim=1)
     count = torch.round(torch.as_tensor(ratio) * GRID * GRID).expand(batch)
-    return (ranks < count[:, None]).float().view(batch, 1, GRID, GRID)
+    return (ranks < count[:, None]).float().view(batch, 1, GRID, GRID).to(device)
 
 
 def to_pixels(mask: torch.Tensor) -> torch.Tensor:

@@ -127,8 +127,8 @@ class ShortcutNetwork(EncodingNetwork):
             read |= zip(early, self.trunk.read(still(clip[:, -1]), early), strict=True)
         if late := [layer for layer in wanted if layer >= len(CHANNELS)]:
             corrupted = (1 - READ_TAU) * self.noise + READ_TAU * self.sequence(clip)
-            tau = torch.full(clip.shape[:2], READ_TAU)
-            step = torch.full(clip.shape[:2], 1 / K_MAX)
+            tau = torch.full(clip.shape[:2], READ_TAU, device=clip.device)
+            step = torch.full(clip.shape[:2], 1 / K_MAX, device=clip.device)
             hidden = self.dynamics.read(corrupted, tau, step, [layer - len(CHANNELS) for layer in late])
             grids = [tokens[:, -1].transpose(1, 2).reshape(len(clip), -1, GRID, GRID) for tokens in hidden]
             read |= zip(late, grids, strict=True)
@@ -175,13 +175,13 @@ class ShortcutForcing(Objective):
 
     def _tokenizer_loss(self, frame: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         ratio = MAX_MASK_RATIO * torch.rand(len(frame), generator=generator)
-        hidden = hide(frame, random_mask(len(frame), ratio, generator))
+        hidden = hide(frame, random_mask(len(frame), ratio, generator, frame.device))
         return nn.functional.mse_loss(self.decoder(self.network.latents(hidden)), frame)
 
     def _dynamics_loss(self, batch: Batch, generator: torch.Generator) -> torch.Tensor:
         clips = batch.frames[: max(1, len(batch.frames) // DYNAMICS_SHARE)]
         with torch.no_grad():
             clean = self.network.sequence(clips)
-        noise = torch.randn(clean.shape, generator=generator)
-        step, tau = draw_levels(clean.shape[0], clean.shape[1], generator)
+        noise = torch.randn(clean.shape, generator=generator).to(clean.device)
+        step, tau = (drawn.to(clean.device) for drawn in draw_levels(clean.shape[0], clean.shape[1], generator))
         return shortcut_loss(self.network.dynamics, clean, noise, tau, step)
