@@ -185,12 +185,17 @@ class GenericEnv(gymnasium.Env[Any, Any]):
 
     def _settle_mujoco(self, render: Render) -> None:
         """Give a MuJoCo environment a camera that does not depend on its first episode, and the fast look."""
-        model = getattr(self._env.unwrapped, "model", None)
-        viewer = getattr(self._env.unwrapped, "mujoco_renderer", None)
+        task: Any = self._env.unwrapped
+        # Mazes hold an environment of the robot, which simulates and renders for them.
+        inner = task if hasattr(task, "mujoco_renderer") else getattr(task, "ant_env", getattr(task, "point_env", None))
+        model, viewer = getattr(inner, "model", None), getattr(inner, "mujoco_renderer", None)
         if model is None or viewer is None:
             return
         # Gymnasium points a free camera at the median geom of the first state rendered.
-        viewer.default_cam_config = {"lookat": np.array(model.stat.center)} | (viewer.default_cam_config or {})
+        view = {"lookat": np.array(model.stat.center)} | (viewer.default_cam_config or {})
+        if inner is not task:  # the robot's own distance may show none of the maze
+            view["distance"] = max(view.get("distance", 0.0), float(model.stat.extent))
+        viewer.default_cam_config = view
         if render == "fast":
             model.vis.quality.offsamples = 0
             model.light_castshadow[:] = 0

@@ -144,7 +144,7 @@ class FoldSystem:
         fold: moments of the rows held out (``None`` for the final fit on all rows).
         offset: ``(D,)`` shift of the features.
         scaling: how features are scaled, with the statistics of the rows outside the fold.
-        scratch: ``(D, D)`` float32 to factorise in, shared by the folds: fresh pages cost more than copying does.
+        scratch: ``(D, D)`` float32 to factorise in, shared by all fits: fresh pages cost more than copying does.
     """
 
     def __init__(
@@ -196,11 +196,13 @@ class FoldSystem:
             return None
         size = self.rhs.norm(dim=0).clamp_min(torch.finfo(torch.float64).tiny)
         weights = substitute(matrix, self.rhs.float()).double()
+        # The final fit is refined until the residual before the last step was small; the folds' only choose.
+        order = 1 if self.fold is None else 2
         for _ in range(_REFINEMENTS):
             residual = self.rhs - self.product(weights) - penalty * weights
             weights += substitute(matrix, residual.float()).double()
             # Each refinement shrinks the residual by the same factor again, so its square is what this one leaves.
-            if bool(((residual.norm(dim=0) / size).square() <= _RESIDUAL).all()):
+            if bool(((residual.norm(dim=0) / size) ** order <= _RESIDUAL).all()):
                 return weights
         return None
 

@@ -254,10 +254,11 @@ class RidgeProbe:
             *(sum(getattr(fold, name) for fold in self._moments) for name in ("x", "y", "xx", "xy", "yy")),
         )
         scratch = torch.empty_like(total.xx, dtype=torch.float32)
+        final = FoldSystem(total, None, self._offset_x, self._scaling, scratch if searching else None)
         systems = [
             FoldSystem(total, fold, self._offset_x, self._scaling, scratch) for fold in self._moments if searching
         ]
-        return FoldSystem(total, None, self._offset_x, self._scaling), systems
+        return final, systems
 
     def _dual_systems(self, searching: bool) -> tuple[DualSystem, list[DualSystem]]:
         x, y, fold = self._concatenated()

@@ -26,6 +26,7 @@ HEAVY = {
     **{f"robosuite/{task}-v0": {"horizon": 12} for task in robosuite_tasks()},
     **{env_id: {"horizon": 20} for env_id in fetch_ids()},
     "PointMaze_UMaze-v3": {"horizon": 20},
+    "AntMaze_UMaze-v5": {"horizon": 20},
     "HandReach-v3": {"horizon": 20},
     "AdroitHandDoor-v1": {"horizon": 20},
     "FrankaKitchen-v1": {"horizon": 20},
