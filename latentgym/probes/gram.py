@@ -242,7 +242,7 @@ class DualSystem:
         zero = torch.zeros_like(square)
         self.scale = scaling.divisors(zero, square, square, self.mean_x + offset, len(x))
         self.x, self.y = centred.div_(self.scale), y - self.mean_y
-        self.kernel = self.x @ self.x.T
+        self.kernel = _lower_kernel(self.x)
         self.held_out = held_out
         if held_out is not None:
             self.cross = ((held_out[0] - self.mean_x) / self.scale) @ self.x.T
@@ -258,6 +258,16 @@ class DualSystem:
         error = target - self.mean_y - self.cross @ cholesky_solve(self.kernel, self.y, penalty)
         sst = (target - target.mean(0)).square().sum(0)
         return FoldError(len(target), error.square().sum(0), sst, target.square().sum(0))
+
+
+def _lower_kernel(x: Tensor) -> Tensor:
+    """``x xᵀ`` of rows ``(n, D)``, of which only the lower block triangle is filled: Cholesky reads no more."""
+    kernel = x.new_empty((len(x), len(x)))
+    width = -(-len(x) // _COLUMN_BLOCKS)
+    for start in range(0, len(x), width):
+        stop = min(start + width, len(x))
+        torch.mm(x[start:stop], x[:stop].T, out=kernel[start:stop, :stop])
+    return kernel
 
 
 def cholesky_(matrix: Tensor) -> bool:
