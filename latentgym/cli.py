@@ -237,6 +237,7 @@ def adapt(
     batch_size: Annotated[int, typer.Option(min=2)] = 32,
     image_size: Annotated[int | None, typer.Option(help="Side of the frames in pixels; the encoder's own.")] = None,
     split_seed: Annotated[int | None, typer.Option(help="Seed of the split; that of --seed if left out.")] = None,
+    trunk_learning_rate: Annotated[float, typer.Option(help="Peak learning rate of a fine-tuned trunk.")] = 1e-4,
     device: DeviceOption = "auto",
     data_option: DataOption = [],  # noqa: B006
 ) -> None:
@@ -250,8 +251,8 @@ def adapt(
     with track_counts(f"adapting {encoder}", steps) as progress:
         folder = run_adaptation(
             encoder, dataset, out=out, arm=arm, control=control, steps=steps, seed=seed, k=horizon,
-            batch_size=batch_size, split=split, image_size=image_size, device=device,
-            progress=progress,
+            batch_size=batch_size, split=split, image_size=image_size,
+            trunk_learning_rate=trunk_learning_rate, device=device, progress=progress,
         )  # fmt: skip
     print(f"encoder in {folder}")
 

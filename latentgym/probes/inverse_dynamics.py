@@ -87,7 +87,7 @@ def probe(
         seed: seed of the split, controls and MLP.
         cache: features are read from and kept in it; a temporary one by default.
         replicates: number of bootstrap resamples of the test episodes.
-        lambdas: ridge penalties, ascending; the best is found by hill climbing (:class:`RidgeProbe`).
+        lambdas: ridge penalties, ascending; the best is found by a coarse scan and hill climbing (:class:`RidgeProbe`).
         folds: folds of training episodes that choose the penalty.
         mlp_steps: optimiser steps of the trained readouts.
         mlp_seeds: seeds of each trained readout; their scores are averaged.

@@ -33,11 +33,9 @@ def probe_ridge(
     """
     train, test, features = settings.windows("train", k), settings.windows("test", k), settings.features(k, pooling)
     found: dict[str, dict[str, Scores]] = {}
-    start: float | None = None
     for kind in settings.inputs:
         targets = _targets(settings, train, test, controls if kind == "pair" else ())
-        probe = settings.fit_ridge(features, kind, train, [fitted for fitted, _ in targets.values()], start=start)
-        start = probe.lambda_
+        probe = settings.fit_ridge(features, kind, train, [fitted for fitted, _ in targets.values()])
         scorer.result.lambdas[f"{readout}|{kind}|{k}"] = probe.lambda_
         predictions = settings.predict_ridge(probe, features, kind, test)
         by_target = dict(zip(targets, predictions, strict=True))
@@ -96,11 +94,9 @@ def probe_online(settings: ProbeSettings, scorer: Scorer, k: int, pooling: str) 
     train, test, features = settings.windows("train", k), settings.windows("test", k), settings.features(k, pooling)
     prefixes = growing_prefixes(np.unique(train.episode), settings.folds, settings.seed)
     saved, counts = [], []
-    start: float | None = None
     for index, (fraction, prefix) in enumerate(prefixes):
         seen = train.select(np.isin(train.episode, prefix))
-        probe = settings.fit_ridge(features, "pair", seen, [seen.mean], start=start)
-        start = probe.lambda_
+        probe = settings.fit_ridge(features, "pair", seen, [seen.mean])
         (prediction,) = settings.predict_ridge(probe, features, "pair", test)
         names = {"r2": "sample_efficiency_r2"}
         condition = f"train:{fraction:.0%}"

@@ -18,6 +18,7 @@ from latentgym.probes.gram import DualSystem, FoldSystem, Moments, Scaling
 DEFAULT_LAMBDAS = tuple(float(10.0**power) for power in range(-1, 7))
 _BUFFER_ROWS = 4096
 # An unplanned stream is held back this long: one that ends before is given the folds of one fit.
+_COARSE = 3
 _UNPLANNED_BYTES = 64 * 2**20
 
 
@@ -60,9 +61,8 @@ class RidgeProbe:
         standardize: divide features by their standard deviation.
         folds: number of cross-validation folds; unused when there is one λ.
         device: torch device, ``"auto"`` for the GPU if there is one.
-        search: ``"grid"`` tries every λ; ``"climb"`` walks uphill from ``start``, which finds the same λ where the
-            cross-validation curve has one peak, at a fraction of the work.
-        start: λ near which ``"climb"`` starts; default: rows × features / 200, about where latents end up.
+        search: ``"grid"`` tries every λ; ``"climb"`` tries every third and walks uphill from the best of them, which
+            finds the same λ where the cross-validation curve has no peak between two of these, for less work.
         scale_floor: smallest deviation that features are divided by, as a share of the median over features; above 0,
             a feature that hardly moved in training cannot be blown up by a standardisation that it then leaves.
         target_groups: column indices of the targets that share a λ, one sequence per group; default: all share one.
@@ -87,7 +87,6 @@ class RidgeProbe:
         device: str = "auto",
         *,
         search: Literal["grid", "climb"] = "grid",
-        start: float | None = None,
         scale_floor: float = 0.0,
         target_groups: Sequence[Sequence[int]] | None = None,
     ) -> None:
@@ -98,12 +97,12 @@ class RidgeProbe:
         if folds < 2:
             raise LatentGymError(f"folds: expected at least 2, found {folds}")
         self.lambdas, self.standardize, self.folds, self.device = lambdas, standardize, folds, device
-        self.search, self.start, self.scale_floor, self.target_groups = search, start, scale_floor, target_groups
+        self.search, self.scale_floor, self.target_groups = search, scale_floor, target_groups
         self._reset()
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """The constructor's arguments; ``deep`` is scikit-learn's and changes nothing."""
-        names = ("lambdas", "standardize", "folds", "device", "search", "start", "scale_floor", "target_groups")
+        names = ("lambdas", "standardize", "folds", "device", "search", "scale_floor", "target_groups")
         return {name: getattr(self, name) for name in names}
 
     def _reset(self) -> None:
@@ -282,10 +281,11 @@ class RidgeProbe:
             own = self.cv_scores_[penalty][columns]
             return float(own[np.isfinite(own)].mean()) if np.isfinite(own).any() else -np.inf
 
+        last = len(self.lambdas) - 1
         if self.search == "grid":
-            return self.lambdas[int(np.argmax([score(index) for index in range(len(self.lambdas))]))]
-        start = self._rows * len(self._offset_x) / 200 if self.start is None else self.start
-        best = int(np.argmin(np.abs(np.log(np.array(self.lambdas) / start))))
+            return self.lambdas[max(range(last + 1), key=score)]
+        # From one start alone, a curve with two peaks ends at the wrong one: states often have such.
+        best = max((*range(0, last, _COARSE), last), key=score)
         for step in (1, -1):
             while 0 <= best + step < len(self.lambdas) and score(best + step) > score(best):
                 best += step

@@ -65,7 +65,6 @@ class ProbeSettings:
         targets: Sequence[NDArray[np.float64]],
         *,
         lambdas: Sequence[float] | None = None,
-        start: float | None = None,
         endpoints: bool = False,
     ) -> RidgeProbe:
         """One ridge probe of several targets, each with its own λ, streamed over episodes.
@@ -76,7 +75,6 @@ class ProbeSettings:
             train: n training windows.
             targets: ``(n, ·)`` each.
             lambdas: penalties, those of the settings by default.
-            start: where the search for the penalty starts.
             endpoints: shuffle the windows' endpoints, within blocks of episodes.
         """
         stops = np.cumsum([target.shape[1] for target in targets]).tolist()
@@ -86,7 +84,6 @@ class ProbeSettings:
             folds=self.folds,
             device=self.device,
             search="climb",
-            start=start,
             scale_floor=SCALE_FLOOR,
             target_groups=groups,
         ).plan_folds(train.episode)

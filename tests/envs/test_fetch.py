@@ -53,12 +53,18 @@ def test_frames_do_not_change_the_episode(pick_and_place):
         assert np.array_equal(seen[0]["state"], blindly[0]["state"]) and seen[1] == blindly[1]
 
 
-def test_goal_is_observed_and_scored(pick_and_place):
-    observation, info = pick_and_place.reset(seed=1)
+def test_goal_is_observed_shown_and_scored(pick_and_place):
+    observation, info = pick_and_place.reset(seed=2)  # whose goal the arm does not hide
     assert np.array_equal(observation["state"][-3:], observation["desired_goal"].astype(np.float32))
     reward = pick_and_place.unwrapped.compute_reward
     assert reward(observation["desired_goal"], observation["desired_goal"], info) == 0
     assert reward(observation["achieved_goal"] + 1, observation["desired_goal"], info) == -1
+    before = observation["pixels"].astype(int)
+    site = pick_and_place.unwrapped._task.model.site("target0")
+    site.rgba[3] = 0.0
+    hidden = pick_and_place.render().astype(int)
+    site.rgba[3] = 1.0
+    assert (np.abs(before - hidden).max(axis=-1) > 20).sum() >= 3
 
 
 def test_hand_moves_up_in_the_frame_when_it_moves_up(pick_and_place):

@@ -156,12 +156,27 @@ def test_rows_are_read_in_blocks_from_a_memory_map(tmp_path: Path) -> None:
 
 
 def test_climbing_finds_the_grids_penalty() -> None:
-    x, y, groups = problem(5, 150, 60)
-    grid = RidgeProbe(LAMBDAS).fit(x, y, groups)
-    for start in (0.1, 10.0, 1000.0):
-        climb = RidgeProbe(LAMBDAS, search="climb", start=start).fit(x, y, groups)
+    for seed in range(4):
+        x, y, groups = problem(seed, 150, 60)
+        grid, climb = (RidgeProbe(LAMBDAS, search=search).fit(x, y, groups) for search in ("grid", "climb"))
         assert climb.lambda_ == grid.lambda_
+        assert set(climb.cv_scores_) <= set(grid.cv_scores_)
         np.testing.assert_array_equal(climb.predict(x), grid.predict(x))
+
+
+def test_climbing_is_not_caught_on_the_lower_of_two_peaks() -> None:
+    """Small differences need a small penalty, and what stands still in an episode is best ignored with a large one."""
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(30), 50)
+    y = rng.normal(size=(1500, 2))
+    place = rng.normal(size=(1500, 2))
+    still = rng.normal(size=(30, 12))[groups]
+    x = np.hstack([place, place + 0.02 * y, still])
+    y += 0.5 * rng.normal(size=(30, 2))[groups]
+    grid, climb = (RidgeProbe(search=search).fit(x, y, groups) for search in ("grid", "climb"))
+    scores = np.array([values.mean() for _, values in sorted(grid.cv_scores_.items())])
+    assert ((scores[1:-1] < scores[:-2]) & (scores[1:-1] < scores[2:])).any()
+    assert climb.lambda_ == grid.lambda_ < 1
 
 
 def test_target_groups_choose_their_own_penalty() -> None:
