@@ -283,13 +283,13 @@ class RidgeProbe:
 
         last = len(self.lambdas) - 1
         if self.search == "grid":
-            return self.lambdas[max(range(last + 1), key=score)]
+            return float(self.lambdas[max(range(last + 1), key=score)])
         # From one start alone, a curve with two peaks ends at the wrong one: states often have such.
         best = max((*range(0, last, _COARSE), last), key=score)
         for step in (1, -1):
             while 0 <= best + step < len(self.lambdas) and score(best + step) > score(best):
                 best += step
-        return self.lambdas[best]
+        return float(self.lambdas[best])
 
     def predict(self, X: ArrayLike | Tensor) -> NDArray[np.float64]:
         """Predictions ``(n, Q)`` float64 for features ``(n, D)``.

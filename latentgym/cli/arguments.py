@@ -1,0 +1,47 @@
+"""Arguments and options that several verbs take."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from latentgym.errors import LatentGymError
+
+Data = Annotated[Path, typer.Argument(help="Folder of a recorded data set.")]
+Out = Annotated[Path, typer.Option("-o", "--out", help="Folder to write to.")]
+Seed = Annotated[int, typer.Option(help="Root seed; equal seeds give equal bits.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Encoder = Annotated[str, typer.Option("--encoder", help="Registered name, folder, or hub id.")]
+DataOption = Annotated[
+    list[str],
+    typer.Option(
+        help="key=value of how a CALVIN folder or HDF5 demonstrations are read, such as split=tasks; repeatable."
+    ),
+]
+Workers = Annotated[int, typer.Option(min=1, help="Worker processes.")]
+DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:<index>, or auto.")]
+Assets = Annotated[Path | None, typer.Option(help="Folder of CALVIN's assets, in place of CALVIN_ENV_ROOT.")]
+
+
+def parse_options(pairs: list[str], option: str = "--option") -> dict[str, Any]:
+    """``key=value`` pairs with JSON values; a value that is no JSON is text."""
+    options: dict[str, Any] = {}
+    for pair in pairs:
+        key, sign, text = pair.partition("=")
+        if not sign:
+            raise LatentGymError(f"{option} takes key=value, found {pair!r}")
+        try:
+            options[key] = json.loads(text)
+        except ValueError:
+            options[key] = text
+    return options
+
+
+def use_assets(folder: Path | None) -> None:
+    """Let this process and its workers find CALVIN's assets in ``folder``."""
+    if folder is not None:
+        os.environ["CALVIN_ENV_ROOT"] = str(folder.resolve())
