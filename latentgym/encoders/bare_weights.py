@@ -57,10 +57,14 @@ BARE_KINDS = (
 def find_bare_weights(place: Path) -> tuple[Path, Kind] | None:
     """The state dict in a folder, or the file itself, that one of :data:`BARE_KINDS` recognises; ``None`` if none.
 
+    A folder with a ``config.json`` is of another sort.
+
     Raises:
         LatentGymError: if a folder holds several.
         CorruptDataError: if the only candidate is damaged.
     """
+    if (place / "config.json").is_file():
+        return None
     found = recognised([place] if place.is_file() else sorted(place.iterdir()), _kind_of)
     if len(found) > 1:
         raise LatentGymError(

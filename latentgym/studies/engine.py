@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import fcntl
 import functools
+import gc
 import hashlib
 import multiprocessing
 import os
@@ -283,4 +284,6 @@ def _execute(kind: str, name: str, params: dict[str, Any], inputs: dict[str, str
         log.parent.mkdir(exist_ok=True)
         log.write_text(traceback.format_exc())
         return f"failed unexpectedly ({type(error).__name__}: {error}); the traceback is in {log}"
+    finally:
+        gc.collect()  # simulators stand in reference cycles, and a batch of them can fill gigabytes
     return None
