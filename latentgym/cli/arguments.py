@@ -5,17 +5,24 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from latentgym.errors import LatentGymError
+
+if TYPE_CHECKING:
+    from latentgym.encoders import FeatureCache
+    from latentgym.trajectories import Dataset
 
 Data = Annotated[Path, typer.Argument(help="Folder of a recorded data set.")]
 Out = Annotated[Path, typer.Option("-o", "--out", help="Folder to write to.")]
 Seed = Annotated[int, typer.Option(help="Root seed; equal seeds give equal bits.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Encoder = Annotated[str, typer.Option("--encoder", help="Registered name, folder, or hub id.")]
+Encoders = Annotated[list[str], typer.Option("--encoder", help="Name, folder or hub id; repeatable.")]
+Horizon = Annotated[int, typer.Option(min=1, help="Horizon k in steps.")]
+Cache = Annotated[Path | None, typer.Option(help="Feature cache to use and fill.")]
 DataOption = Annotated[
     list[str],
     typer.Option(
@@ -39,6 +46,20 @@ def parse_options(pairs: list[str], option: str = "--option") -> dict[str, Any]:
         except ValueError:
             options[key] = text
     return options
+
+
+def open_data(folder: Path, pairs: list[str]) -> Dataset:
+    """The data set in ``folder``, read as the ``--data-option`` pairs say."""
+    from latentgym.trajectories import open_dataset
+
+    return open_dataset(folder, **parse_options(pairs, "--data-option"))
+
+
+def open_cache(folder: Path | None) -> FeatureCache | None:
+    """The feature cache in ``folder``, where one is named."""
+    from latentgym.encoders import FeatureCache
+
+    return FeatureCache(folder) if folder else None
 
 
 def use_assets(folder: Path | None) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from latentgym.cli.app import app, check_app
-from latentgym.cli.arguments import Data, DataOption, DeviceOption, Encoder, Json, Out, Seed, parse_options
+from latentgym.cli.arguments import Data, DataOption, DeviceOption, Encoder, Horizon, Json, Out, Seed, open_data
 from latentgym.cli.printing import print_json, print_table, report_problems
 
 
@@ -46,9 +46,9 @@ def pretrain(
     """Pretrain a small encoder on the training episodes of one or more data sets."""
     from latentgym.encoders.pretraining import pretrain as run_pretraining
     from latentgym.progress import track_counts
-    from latentgym.trajectories import open_dataset, split_episodes
+    from latentgym.trajectories import split_episodes
 
-    datasets = [open_dataset(path, **parse_options(data_option, "--data-option")) for path in data]
+    datasets = [open_data(path, data_option) for path in data]
     pairs = [(dataset, split_episodes(dataset, seed=seed).train) for dataset in datasets]
     with track_counts(f"pretraining {objective}", steps) as progress:
         folder = run_pretraining(
@@ -67,7 +67,7 @@ def adapt(
     control: Annotated[bool, typer.Option("--control", help="Permute the actions across episodes.")] = False,
     steps: Annotated[int, typer.Option(min=1)] = 300,
     seed: Seed = 0,
-    horizon: Annotated[int, typer.Option(min=1, help="Horizon k in steps.")] = 1,
+    horizon: Horizon = 1,
     batch_size: Annotated[int, typer.Option(min=2)] = 32,
     image_size: Annotated[int | None, typer.Option(help="Side of the frames in pixels; the encoder's own.")] = None,
     split_seed: Annotated[int | None, typer.Option(help="Seed of the split; that of --seed if left out.")] = None,
@@ -78,9 +78,9 @@ def adapt(
     """Train an encoder further by inverse dynamics on the training episodes; the result loads by its folder."""
     from latentgym.encoders.adaptation import adapt as run_adaptation
     from latentgym.progress import track_counts
-    from latentgym.trajectories import open_dataset, split_episodes
+    from latentgym.trajectories import split_episodes
 
-    dataset = open_dataset(data, **parse_options(data_option, "--data-option"))
+    dataset = open_data(data, data_option)
     split = split_episodes(dataset, seed=seed if split_seed is None else split_seed)
     with track_counts(f"adapting {encoder}", steps) as progress:
         folder = run_adaptation(
@@ -102,9 +102,8 @@ def encode(
     """Encode a data set once into a feature cache; what is there already is not computed again."""
     from latentgym.encoders import FeatureCache, View, load_encoder
     from latentgym.progress import track_counts
-    from latentgym.trajectories import open_dataset
 
-    dataset = open_dataset(data, **parse_options(data_option, "--data-option"))
+    dataset = open_data(data, data_option)
     with track_counts("encoding", len(dataset)) as progress:
         features = FeatureCache(out).get(dataset, load_encoder(encoder), View.parse(view), progress=progress)
     print(f"{len(dataset)} episodes, {features.dim} numbers per row, in {out}")

@@ -17,6 +17,7 @@ from latentgym.cli.arguments import (
     Out,
     Seed,
     Workers,
+    open_data,
     parse_options,
     use_assets,
 )
@@ -45,9 +46,8 @@ def train(
     """Train a policy head on frozen latents to imitate demonstrations."""
     from latentgym.encoders import load_encoder
     from latentgym.policies import train_policy
-    from latentgym.trajectories import open_dataset
 
-    dataset = open_dataset(data, **parse_options(data_option, "--data-option"))
+    dataset = open_data(data, data_option)
     policy = train_policy(
         dataset, load_encoder(encoder), head=head, condition=condition, instruction_encoder=instruction_encoder,
         chunk=chunk, history=history, head_options=parse_options(head_option, "--head-option"),
