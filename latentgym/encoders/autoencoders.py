@@ -17,8 +17,8 @@ from safetensors import SafetensorError
 from latentgym.artifacts import read_json
 from latentgym.encoders.contract import EncoderSpec, Latents
 from latentgym.encoders.frozen import FrozenEncoder, weights_digest
-from latentgym.encoders.huggingface import HALF, check_weights
 from latentgym.encoders.torchvision_fallback import ensure_torchvision
+from latentgym.encoders.transformers_folder import HALF, check_weights
 from latentgym.errors import LatentGymError, require
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"

@@ -12,7 +12,6 @@ from latentgym.encoders.autoencoders import CLASSES, check_class, is_autoencoder
 from latentgym.encoders.bare_weights import BARE_KINDS, find_bare_weights
 from latentgym.encoders.diffusion import DENOISERS, denoiser_of
 from latentgym.encoders.dreamer4 import TOKENIZER
-from latentgym.encoders.huggingface import ARCHITECTURES, check_weights, model_type_of
 from latentgym.encoders.objectives import OBJECTIVES
 from latentgym.encoders.published import published_rows
 from latentgym.encoders.published_files import (
@@ -25,6 +24,7 @@ from latentgym.encoders.published_files import (
 from latentgym.encoders.registry import encoder_names, find_factory, load_encoder
 from latentgym.encoders.small import load_small_encoder
 from latentgym.encoders.timm_models import is_timm_folder
+from latentgym.encoders.transformers_folder import ARCHITECTURES, check_weights, model_type_of
 from latentgym.errors import LatentGymError
 
 # Built-in names whose encoder takes no time to make, so that its spec can be shown.

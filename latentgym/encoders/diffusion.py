@@ -22,8 +22,8 @@ from latentgym.encoders.autoencoders import WEIGHTS, encode_maps, load_diffusers
 from latentgym.encoders.contract import EncoderSpec, Latents
 from latentgym.encoders.frozen import FrozenEncoder, weights_digest
 from latentgym.encoders.hub import fetch_snapshot
-from latentgym.encoders.huggingface import HALF, check_weights
 from latentgym.encoders.torchvision_fallback import ensure_torchvision
+from latentgym.encoders.transformers_folder import HALF, check_weights
 from latentgym.errors import LatentGymError, UnknownNameError, require
 from latentgym.seeding import torch_generator
 

@@ -18,7 +18,7 @@ from torch import nn
 from latentgym.encoders.checkpoints import State, block_count, fill, part_with, rename, require_names
 from latentgym.encoders.contract import EncoderSpec, Latents
 from latentgym.encoders.frozen import FrozenEncoder, weights_digest
-from latentgym.encoders.huggingface import ONE, ZERO
+from latentgym.encoders.transformers_folder import ONE, ZERO
 from latentgym.errors import LatentGymError
 
 TITLE = "LAPA's LAQ"

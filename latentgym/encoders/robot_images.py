@@ -16,9 +16,9 @@ from torch import nn
 from latentgym.encoders.checkpoints import State, block_count, fill, part_with, require_names
 from latentgym.encoders.contract import EncoderSpec
 from latentgym.encoders.frozen import weights_digest
-from latentgym.encoders.huggingface import IMAGENET_MEAN, IMAGENET_STD
 from latentgym.encoders.timm_models import TimmEncoder
 from latentgym.encoders.torchvision_fallback import ensure_torchvision
+from latentgym.encoders.transformers_folder import IMAGENET_MEAN, IMAGENET_STD
 from latentgym.errors import LatentGymError, require
 
 R3M, VC1 = "R3M", "VC-1"

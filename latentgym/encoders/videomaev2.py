@@ -15,8 +15,9 @@ import torch
 from latentgym.encoders.checkpoints import State, block_count, fill, part_with, rename, require_names
 from latentgym.encoders.contract import EncoderSpec
 from latentgym.encoders.frozen import weights_digest
-from latentgym.encoders.huggingface import IMAGENET_MEAN, IMAGENET_STD, HuggingFaceEncoder
+from latentgym.encoders.huggingface import HuggingFaceEncoder
 from latentgym.encoders.torchvision_fallback import ensure_torchvision
+from latentgym.encoders.transformers_folder import IMAGENET_MEAN, IMAGENET_STD
 from latentgym.errors import LatentGymError, require
 
 TITLE = "VideoMAE V2"

@@ -17,7 +17,7 @@ from torch import nn
 from latentgym.encoders.checkpoints import State, block_count, fill, part_with, require_names
 from latentgym.encoders.contract import EncoderSpec, Latents
 from latentgym.encoders.frozen import FrozenEncoder, weights_digest
-from latentgym.encoders.huggingface import IMAGENET_MEAN, IMAGENET_STD
+from latentgym.encoders.transformers_folder import IMAGENET_MEAN, IMAGENET_STD
 from latentgym.errors import LatentGymError
 
 TITLE = "V-JEPA 2.1"

@@ -87,7 +87,7 @@ def train_rl(
         keep: observation keys of vectors that it sees beside them, such as ``["proprio"]``.
         pooling: how tokens become a vector; the encoder's default if ``None``.
         normalize: whether observations are standardised by running moments and, for PPO, rewards scaled by their
-            running spread; never done in goal environments.
+            running spread.
         env_options: options of :func:`latentgym.make_env`.
         algorithm_options: arguments of the algorithm's class in Stable-Baselines3, such as ``{"learning_rate": 1e-3}``.
         checkpoint_every: steps between calls of ``on_checkpoint``.
@@ -112,8 +112,7 @@ def train_rl(
     env = _latent_env(env_id, shared, env_options or {}, settings)
     curve = LearningCurve()
     with contextlib.closing(env), _private_randomness():
-        normalised = normalize and not isinstance(env.observation_space, LatentGoalSpace)
-        model = _model(algorithm, env, normalised, derive_seed(seed, "train-rl") % _SEED_BITS, algorithm_options or {})
+        model = _model(algorithm, env, normalize, derive_seed(seed, "train-rl") % _SEED_BITS, algorithm_options or {})
         follow = _follower(curve, shared, checkpoint_every, on_checkpoint, steps, progress)
         try:
             model.learn(steps, callback=follow)
@@ -124,7 +123,7 @@ def train_rl(
             ) from error
         policy = StableBaselinesPolicy.from_model(model, shared)
     policy.facts = {
-        "algorithm": algorithm, "seed": seed, "steps": int(model.num_timesteps), "normalize": normalised,
+        "algorithm": algorithm, "seed": seed, "steps": int(model.num_timesteps), "normalize": normalize,
         "algorithm_options": dict(algorithm_options or {}), "curve": dataclasses.asdict(curve),
     }  # fmt: skip
     return policy

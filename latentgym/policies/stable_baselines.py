@@ -338,10 +338,17 @@ def _field(facts: Mapping[str, Any], *path: str) -> Any:
 
 def _normalised(actor: Actor, normalisation: Any) -> Actor:
     statistics = normalisation.obs_rms
+    parts = [statistics]
     if isinstance(statistics, Mapping):
-        raise LatentGymError("VecNormalize of Dict observations is not supported; normalise rewards only")
-    mean = torch.from_numpy(np.asarray(statistics.mean, np.float32))
-    scale = torch.from_numpy(np.sqrt(statistics.var + normalisation.epsilon).astype(np.float32))
+        plain = sorted(set(normalisation.observation_space.spaces) - set(statistics))
+        if plain:
+            raise LatentGymError(
+                f"VecNormalize leaves {', '.join(plain)} as they are; normalise all observations or none"
+            )
+        parts = [statistics[key] for key in sorted(statistics)]  # as in a concatenated observation
+    mean = torch.from_numpy(np.concatenate([part.mean for part in parts]).astype(np.float32))
+    variance = np.concatenate([part.var for part in parts])
+    scale = torch.from_numpy(np.sqrt(variance + normalisation.epsilon).astype(np.float32))
     return dataclasses.replace(actor, mean=mean, scale=scale, clip=float(normalisation.clip_obs))
 
 

@@ -11,7 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
+from latentgym.encoders.published_files import KINDS
 from latentgym.encoders.torchvision_fallback import ensure_torchvision
 
 _SMALL = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
@@ -282,3 +285,78 @@ def write_dreamer4(folder, tokenizer=None, dynamics=None):
 def save_dreamer4():
     """``save_dreamer4(folder)`` writes tiny checkpoints of Dreamer 4 and returns the folder."""
     return write_dreamer4
+
+
+GOLDEN = Path(__file__).with_name("golden")
+# What published checkpoints call the file, nest the weights in and prefix them with; and what the weights do not tell.
+LAYOUTS = {
+    "vjepa2_1": ("vjepa2_1_vitb_dist_vitG_384.pt", "ema_encoder", "module.backbone.", {"num_frames": 4}),
+    "videomaev2_distilled": ("vit_b_k710_dl_from_giant.pth", "module", "", {"img_size": 32, "num_frames": 4}),
+    "videomaev2_pretrained": ("pretrained.pth", "model", "", {"img_size": 32, "num_frames": 4}),
+    "r3m_18": ("pytorch_model.bin", "", "convnet.", {}),
+    "r3m_50": ("model.pt", "r3m", "", {}),
+    "vc1": ("vc1_vitb.pth", "model", "", {}),
+    "laq_4": ("laq_openx.pt", "", "module.", {"image_size": 64}),
+    "laq_1": ("model.safetensors", "", "", {"image_size": 64}),
+}
+
+
+def golden_state(shapes, seed):
+    """The state dict of a golden file; moments of activations stay near one."""
+    rng = np.random.default_rng(seed)
+    state = {}
+    for name in sorted(shapes):
+        shape = tuple(shapes[name])
+        noise = torch.from_numpy(rng.standard_normal(shape or (1,), dtype=np.float32)).reshape(shape)
+        if name.endswith("num_batches_tracked"):
+            state[name] = torch.zeros(shape, dtype=torch.int64)
+        elif name.endswith("running_var"):
+            state[name] = 1.0 + noise.abs()
+        elif len(shape) == 1 and name.endswith(("weight", "gamma", "_scale")):
+            state[name] = 1.0 + 0.1 * noise
+        elif name.endswith(("_embed", "_token", "codebooks")):
+            state[name] = 0.5 * noise
+        elif len(shape) < 2:
+            state[name] = 0.1 * noise
+        else:
+            state[name] = noise * (2.0 / max(1, np.prod(shape[1:]))) ** 0.5
+    return state
+
+
+def read_golden(name):
+    """What the public code was given and gave, and its state dict."""
+    with safe_open(GOLDEN / f"{name}.safetensors", framework="pt") as file:
+        facts = file.metadata()
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    return tensors, golden_state(json.loads(facts["shapes"]), int(facts["seed"]))
+
+
+def write_published(folder, name, state=None, *, config=True, extra=None):
+    """A folder with ``name``'s checkpoint as it is published; its path."""
+    file, nest, prefix, options = LAYOUTS[name]
+    state = read_golden(name)[1] if state is None else state
+    if name == "vc1":
+        state = {**state, "mask_token": torch.zeros(1, 1, 8), "decoder_embed.weight": torch.zeros(8, 128)}
+    bare = name.startswith("r3m_18")
+    state = {prefix + key.removeprefix("module.convnet." if bare else ""): value for key, value in state.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    if file.endswith(".safetensors"):
+        save_file(state, folder / file)
+    else:
+        torch.save({nest: state, "epoch": 3, **(extra or {})} if nest else state, folder / file)
+    if config and options:
+        kind = next(kind for kind in KINDS if name.startswith(kind))
+        (folder / "config.json").write_text(json.dumps({"model_type": kind, **options}))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def golden():
+    """``golden(name)``: what the public code was given and gave, and its state dict."""
+    return read_golden
+
+
+@pytest.fixture(scope="session")
+def save_published():
+    """``save_published(folder, name)`` writes a tiny checkpoint as it is published and returns the folder."""
+    return write_published

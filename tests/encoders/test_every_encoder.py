@@ -13,14 +13,15 @@ from latentgym.encoders import check_encoder, encoder_names, list_encoders, load
 from latentgym.encoders.autoencoders import CLASSES
 from latentgym.encoders.bare_weights import BARE_KINDS, LITE0_PACKAGE
 from latentgym.encoders.diffusion import DENOISERS
-from latentgym.encoders.huggingface import ARCHITECTURES
 from latentgym.encoders.i3d import InceptionI3D
 from latentgym.encoders.objectives import OBJECTIVES
 from latentgym.encoders.published import PUBLISHED
+from latentgym.encoders.published_files import KINDS
 from latentgym.encoders.registry import find_factory
 from latentgym.encoders.small import build_network, save_small_encoder, small_encoder
 from latentgym.encoders.taesd import TinyEncoder
 from latentgym.encoders.torchvision_fallback import ensure_torchvision
+from latentgym.encoders.transformers_folder import ARCHITECTURES
 from latentgym.encoders.trunk import initialise
 from latentgym.errors import LatentGymError
 from latentgym.seeding import torch_generator
@@ -30,15 +31,30 @@ ensure_torchvision()
 TRANSFORMERS = tuple(architecture.model_class for architecture in ARCHITECTURES.values())
 # Registered names, and the classes that stand behind each of them.
 REGISTERED = ("pixels", "proprio", "state", "random", "twin", "timm", "dreamer4", "dreamer4-dynamics", "timm folder")
-NAMES = (*TRANSFORMERS, *CLASSES, *DENOISERS.values(), *(kind.name for kind in BARE_KINDS), *OBJECTIVES, *REGISTERED)
-# Frames that keep these fast; the others take their own size.
-SIZES = {"InceptionI3D": 32, "TAESD": 32, "EfficientNetLite0": 64, "AutoencoderTiny": 32, "timm": 64} | {
-    name: 64 for name in CLASSES if name != "AutoencoderTiny"
+STATE_DICTS = tuple(kind.name for kind in BARE_KINDS)
+# Kinds of published checkpoints, and the tiny one that stands for each.
+CHECKPOINTS = {
+    "vjepa2_1": "vjepa2_1",
+    "videomaev2": "videomaev2_distilled",
+    "r3m": "r3m_18",
+    "vc1": "vc1",
+    "laq": "laq_4",
 }
+NAMES = (*TRANSFORMERS, *CLASSES, *DENOISERS.values(), *STATE_DICTS, *CHECKPOINTS, *OBJECTIVES, *REGISTERED)
+# Frames that keep these fast; the others take their own size.
+SIZES = {
+    "InceptionI3D": 32,
+    "TAESD": 32,
+    "EfficientNetLite0": 64,
+    "AutoencoderTiny": 32,
+    "timm": 64,
+    "vjepa2_1": 64,
+    "r3m": 64,
+} | {name: 64 for name in CLASSES if name != "AutoencoderTiny"}
 
 
 @pytest.fixture(scope="module")
-def source(folders, pipelines, save_dreamer4, tmp_path_factory):
+def source(folders, pipelines, save_dreamer4, save_published, tmp_path_factory):
     """``source(name)``: a saved model of that class, as :func:`load_encoder` takes it."""
     root = tmp_path_factory.mktemp("states")
 
@@ -47,6 +63,8 @@ def source(folders, pipelines, save_dreamer4, tmp_path_factory):
             return str(folders / name)
         if name in DENOISERS.values():
             return str(pipelines / ("sd" if name.startswith("UNet") else "dit"))
+        if name in CHECKPOINTS:
+            return str(save_published(root / name, CHECKPOINTS[name]))
         if name in OBJECTIVES:
             return _small(root, name)
         if name.startswith("dreamer4"):
@@ -157,7 +175,8 @@ def test_nothing_that_can_be_opened_is_left_out():
     own = {name for name in encoder_names() if find_factory(name).__module__.startswith("latentgym.encoders")}
     assert own - {"diffusion", "efficientnet-lite0"} <= set(REGISTERED)
     rows = {row["name"] for row in list_encoders()}
-    assert {*TRANSFORMERS, *CLASSES, *DENOISERS.values(), *(kind.name for kind in BARE_KINDS)} <= rows
+    assert {*TRANSFORMERS, *CLASSES, *DENOISERS.values(), *STATE_DICTS} <= rows
+    assert set(CHECKPOINTS) == set(KINDS)
     for entry in PUBLISHED.values():
         assert entry.model_class in rows and (not entry.opener or entry.opener in own)
 

@@ -1,12 +1,10 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 
 from latentgym.encoders import check_encoder, describe_encoder, find_encoders, list_encoders, load_encoder
@@ -20,88 +18,38 @@ ensure_torchvision()
 pytest.importorskip("timm")
 pytest.importorskip("transformers")
 
-GOLDEN = Path(__file__).with_name("golden")
-# What published checkpoints call the file, nest the weights in and prefix them with; what the weights do not tell; and
-# the side of the frames where any will do.
-LAYOUTS = {
-    "vjepa2_1": ("vjepa2_1_vitb_dist_vitG_384.pt", "ema_encoder", "module.backbone.", {"num_frames": 4}, 64),
-    "videomaev2_distilled": ("vit_b_k710_dl_from_giant.pth", "module", "", {"img_size": 32, "num_frames": 4}, None),
-    "videomaev2_pretrained": ("pretrained.pth", "model", "", {"img_size": 32, "num_frames": 4}, None),
-    "r3m_18": ("pytorch_model.bin", "", "convnet.", {}, 64),
-    "r3m_50": ("model.pt", "r3m", "", {}, 64),
-    "vc1": ("vc1_vitb.pth", "model", "", {}, None),
-    "laq_4": ("laq_openx.pt", "", "module.", {"image_size": 64}, None),
-    "laq_1": ("model.safetensors", "", "", {"image_size": 64}, None),
+# Tiny checkpoints of every kind, and the side of the frames where any will do.
+SIDES = {
+    "vjepa2_1": 64,
+    "videomaev2_distilled": None,
+    "videomaev2_pretrained": None,
+    "r3m_18": 64,
+    "r3m_50": 64,
+    "vc1": None,
+    "laq_4": None,
+    "laq_1": None,
 }
-
-
-def random_state(shapes, seed):
-    """The state dict of a golden file; moments of activations stay near one."""
-    rng = np.random.default_rng(seed)
-    state = {}
-    for name in sorted(shapes):
-        shape = tuple(shapes[name])
-        noise = torch.from_numpy(rng.standard_normal(shape or (1,), dtype=np.float32)).reshape(shape)
-        if name.endswith("num_batches_tracked"):
-            state[name] = torch.zeros(shape, dtype=torch.int64)
-        elif name.endswith("running_var"):
-            state[name] = 1.0 + noise.abs()
-        elif len(shape) == 1 and name.endswith(("weight", "gamma", "_scale")):
-            state[name] = 1.0 + 0.1 * noise
-        elif name.endswith(("_embed", "_token", "codebooks")):
-            state[name] = 0.5 * noise
-        elif len(shape) < 2:
-            state[name] = 0.1 * noise
-        else:
-            state[name] = noise * (2.0 / max(1, np.prod(shape[1:]))) ** 0.5
-    return state
-
-
-def golden(name):
-    """What the public code was given and gave, and its state dict."""
-    with safe_open(GOLDEN / f"{name}.safetensors", framework="pt") as file:
-        facts = file.metadata()
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    return tensors, random_state(json.loads(facts["shapes"]), int(facts["seed"]))
 
 
 def kind_of(name):
     return next(kind for kind in KINDS if name.startswith(kind))
 
 
-def write(folder, name, state=None, *, config=True, extra=None):
-    """A folder with ``name``'s checkpoint as it is published; its path."""
-    file, nest, prefix, options, _ = LAYOUTS[name]
-    state = golden(name)[1] if state is None else state
-    if name == "vc1":
-        state = {**state, "mask_token": torch.zeros(1, 1, 8), "decoder_embed.weight": torch.zeros(8, 128)}
-    bare = name.startswith("r3m_18")
-    state = {prefix + key.removeprefix("module.convnet." if bare else ""): value for key, value in state.items()}
-    folder.mkdir(parents=True, exist_ok=True)
-    if file.endswith(".safetensors"):
-        save_file(state, folder / file)
-    else:
-        torch.save({nest: state, "epoch": 3, **(extra or {})} if nest else state, folder / file)
-    if config and options:
-        (folder / "config.json").write_text(json.dumps({"model_type": kind_of(name), **options}))
-    return folder
-
-
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory):
+def folders(save_published, tmp_path_factory):
     root = tmp_path_factory.mktemp("published")
-    return {name: write(root / name, name) for name in LAYOUTS}
+    return {name: save_published(root / name, name) for name in SIDES}
 
 
 def opened(folders, name, **options):
-    return load_encoder(folders[name], image_size=LAYOUTS[name][4], device="cpu", **options)
+    return load_encoder(folders[name], image_size=SIDES[name], device="cpu", **options)
 
 
 def close(ours, theirs):
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
 
 
-def test_vjepa21_equals_the_public_code(folders):
+def test_vjepa21_equals_the_public_code(folders, golden):
     expected, _ = golden("vjepa2_1")
     encoder = opened(folders, "vjepa2_1")
     clip = expected["frames"].numpy()
@@ -115,8 +63,8 @@ def test_vjepa21_equals_the_public_code(folders):
     assert one[0].times.tolist() == [0]
 
 
-def test_vjepa21_of_single_frames_reads_each_as_an_image(folders, tmp_path):
-    folder = write(tmp_path / "image", "vjepa2_1", config=False)
+def test_vjepa21_of_single_frames_reads_each_as_an_image(folders, tmp_path, golden, save_published):
+    folder = save_published(tmp_path / "image", "vjepa2_1", config=False)
     (folder / "config.json").write_text(json.dumps({"model_type": "vjepa2_1", "num_frames": 1}))
     encoder = load_encoder(folder, image_size=64, device="cpu")
     assert (encoder.spec.clip_length, encoder.spec.tubelet, encoder.spec.temporal) == (1, 1, False)
@@ -129,7 +77,7 @@ def test_vjepa21_of_single_frames_reads_each_as_an_image(folders, tmp_path):
     assert encoder.spec.weights_digest != opened(folders, "vjepa2_1").spec.weights_digest
 
 
-def test_videomaev2_equals_the_public_code(folders):
+def test_videomaev2_equals_the_public_code(folders, golden):
     expected, state = golden("videomaev2_distilled")
     latents = opened(folders, "videomaev2_distilled").encode_layers(expected["frames"].numpy(), (0, -1))
     close(latents[0].tokens.flatten(1, 2), expected["block0"])
@@ -144,7 +92,7 @@ def test_videomaev2_equals_the_public_code(folders):
 
 
 @pytest.mark.parametrize("name", ["r3m_18", "r3m_50"])
-def test_r3m_equals_the_public_code(folders, name):
+def test_r3m_equals_the_public_code(folders, name, golden):
     expected, _ = golden(name)
     encoder = opened(folders, name)
     clip = expected["frames"].numpy()
@@ -155,7 +103,7 @@ def test_r3m_equals_the_public_code(folders, name):
     assert encoder.spec.grid == (2, 2) and encoder.spec.family == "time_contrastive"
 
 
-def test_vc1_equals_the_public_code(folders):
+def test_vc1_equals_the_public_code(folders, golden):
     expected, _ = golden("vc1")
     encoder = opened(folders, "vc1")
     latents = encoder.encode_layers(expected["frames"].numpy(), (-1, 0))
@@ -167,7 +115,7 @@ def test_vc1_equals_the_public_code(folders):
 
 
 @pytest.mark.parametrize("name", ["laq_4", "laq_1"])
-def test_laq_equals_the_public_code(folders, name):
+def test_laq_equals_the_public_code(folders, name, golden):
     expected, _ = golden(name)
     encoder = opened(folders, name)
     clip = expected["frames"].numpy()
@@ -179,8 +127,8 @@ def test_laq_equals_the_public_code(folders, name):
         assert (encoder.spec.pooling, encoder.spec.grid, encoder.spec.layers) == ("grid:2", (2, 2), 5)
 
 
-def test_laq_compares_the_first_and_the_last_of_a_longer_clip(folders, tmp_path):
-    folder = write(tmp_path / "wide", "laq_4", config=False)
+def test_laq_compares_the_first_and_the_last_of_a_longer_clip(folders, tmp_path, golden, save_published):
+    folder = save_published(tmp_path / "wide", "laq_4", config=False)
     (folder / "config.json").write_text(json.dumps({"model_type": "laq", "image_size": 64, "num_frames": 4}))
     encoder = load_encoder(folder, device="cpu")
     pair = golden("laq_4")[0]["frames"].numpy()
@@ -191,30 +139,12 @@ def test_laq_compares_the_first_and_the_last_of_a_longer_clip(folders, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["vjepa2_1", "videomaev2_distilled", "r3m_18", "vc1", "laq_4"])
-def test_keeps_the_contract_also_as_a_random_twin(folders, name):
+def test_a_random_twin_has_other_weights(folders, name, golden):
     encoder = opened(folders, name)
-    assert check_encoder(encoder) == []
     assert encoder.spec.source == str(folders[name]) and encoder.spec.parameters > 0
-    twin = load_encoder(f"twin:{folders[name]}", image_size=LAYOUTS[name][4], device="cpu")
+    twin = load_encoder(f"twin:{folders[name]}", image_size=SIDES[name], device="cpu")
     clip = golden(name)[0]["frames"].numpy()
     assert not torch.equal(twin.encode(clip).tokens, encoder.encode(clip).tokens)
-
-
-@pytest.mark.parametrize("name", ["vjepa2_1", "videomaev2_pretrained", "r3m_18", "vc1", "laq_4"])
-def test_all_layers_come_from_one_pass(folders, name):
-    encoder = opened(folders, name)
-    clip, layers = golden(name)[0]["frames"].numpy(), [*range(encoder.spec.layers), -1]
-    for layer, latents in zip(layers, encoder.encode_layers(clip, layers), strict=True):
-        assert latents.layer == layer
-        torch.testing.assert_close(latents.tokens, encoder.encode(clip, layer).tokens, atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize("name", ["vjepa2_1", "laq_4"])
-def test_half_precision_stays_close(folders, name):
-    clip = golden(name)[0]["frames"].numpy()
-    full, half = opened(folders, name).encode(clip).tokens, opened(folders, name, dtype="bfloat16").encode(clip).tokens
-    assert half.dtype == torch.float32
-    assert torch.nn.functional.cosine_similarity(full.flatten(1), half.flatten(1)).min() > 0.99
 
 
 def test_a_file_and_its_folder_are_the_same_encoder(folders):
@@ -223,7 +153,7 @@ def test_a_file_and_its_folder_are_the_same_encoder(folders):
     assert load_encoder(file).spec.weights_digest == digest and load_encoder(file).spec.name == "vc1_vitb"
 
 
-def test_what_weights_are_called_tells_the_kind(tmp_path):
+def test_what_weights_are_called_tells_the_kind(tmp_path, golden):
     for name in ("vjepa2_1", "videomaev2_distilled", "r3m_50", "vc1", "laq_4"):
         _, state = golden(name)
         state |= {"mask_token": torch.zeros(1, 1, 8)} if name == "vc1" else {}
@@ -234,7 +164,7 @@ def test_what_weights_are_called_tells_the_kind(tmp_path):
     assert load_encoder(found["r3m_50"], image_size=64).spec.licence == ""
 
 
-def test_hub_configuration_of_videomaev2_is_read(tmp_path):
+def test_hub_configuration_of_videomaev2_is_read(tmp_path, golden):
     _, state = golden("videomaev2_distilled")
     save_file({f"model.{name}": value for name, value in state.items()}, tmp_path / "model.safetensors")
     config = {"model_type": "VideoMAEv2_Base", "model_config": {"img_size": 32, "num_frames": 4, "num_heads": 2}}
@@ -249,17 +179,17 @@ def test_an_encoder_adapted_from_it_keeps_a_copy(folders, tmp_path):
     assert load_encoder(tmp_path / BASE_NAME).spec.weights_digest == opened(folders, "laq_4").spec.weights_digest
 
 
-def test_averaged_weights_are_preferred(tmp_path):
+def test_averaged_weights_are_preferred(tmp_path, golden, save_published):
     _, state = golden("vjepa2_1")
     other = {f"module.backbone.{name}": value + 1 for name, value in state.items()}
-    folder = write(tmp_path, "vjepa2_1", extra={"encoder": other, "target_encoder": other, "opt": {"lr": 1.0}})
+    folder = save_published(tmp_path, "vjepa2_1", extra={"encoder": other, "target_encoder": other, "opt": {"lr": 1.0}})
     expected = golden("vjepa2_1")[0]
     tokens = load_encoder(folder, image_size=64).encode(expected["frames"].numpy()).tokens
     close(tokens.flatten(1, 2), expected["video.last"])
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
-def test_a_missing_weight_is_named(tmp_path, name):
+@pytest.mark.parametrize("name", SIDES)
+def test_a_missing_weight_is_named(tmp_path, name, golden, save_published):
     _, state = golden(name)
     lost = next(
         key
@@ -270,10 +200,10 @@ def test_a_missing_weight_is_named(tmp_path, name):
     )
     del state[lost]
     with pytest.raises(LatentGymError, match=r"weights? of .* missing from the checkpoint and would be random: "):
-        load_encoder(write(tmp_path, name, state))
+        load_encoder(save_published(tmp_path, name, state))
 
 
-def test_weights_of_another_architecture(tmp_path):
+def test_weights_of_another_architecture(tmp_path, golden, save_published):
     _, state = golden("vc1")
     folder = tmp_path / "wrong"
     folder.mkdir()
@@ -289,17 +219,17 @@ def test_weights_of_another_architecture(tmp_path):
     _, state = golden("vjepa2_1")
     state["registers"] = torch.zeros(1)
     with pytest.raises(LatentGymError, match=r"has no place for, so it is of another architecture: registers"):
-        load_encoder(write(tmp_path / "more", "vjepa2_1", state))
+        load_encoder(save_published(tmp_path / "more", "vjepa2_1", state))
     _, state = golden("vjepa2_1")
     state["blocks.3.attn.qkv.weight"] = torch.zeros(3, 128)
     with pytest.raises(LatentGymError, match=r"do not have the shapes of V-JEPA 2\.1: .*blocks\.3\.attn\.qkv"):
-        load_encoder(write(tmp_path / "shape", "vjepa2_1", state))
+        load_encoder(save_published(tmp_path / "shape", "vjepa2_1", state))
 
 
 @pytest.mark.parametrize("name", ["vjepa2_1", "laq_1"])
-def test_partial_download(tmp_path, name):
-    folder = write(tmp_path / "one", name)
-    path = folder / LAYOUTS[name][0]
+def test_partial_download(tmp_path, name, save_published):
+    folder = save_published(tmp_path / "one", name)
+    path = next(path for path in folder.iterdir() if path.name != "config.json")
     whole = path.read_bytes()
     for kept in (0, 10, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:kept])
@@ -315,12 +245,12 @@ def test_partial_download(tmp_path, name):
     assert "holds no state dict" in find_encoders(tmp_path)[1]["one"]
 
 
-def test_several_checkpoints_in_a_folder(tmp_path):
-    folder = write(tmp_path, "vc1")
+def test_several_checkpoints_in_a_folder(tmp_path, save_published):
+    folder = save_published(tmp_path, "vc1")
     (folder / "other.pth").write_bytes(b"")
     assert load_encoder(folder).spec.embed_dim == 128
     (folder / "vc1_vitb.pth").rename(folder / "mine.pth")
-    write(folder, "laq_4", config=False)
+    save_published(folder, "laq_4", config=False)
     with pytest.raises(LatentGymError, match=r"several checkpoints, laq_openx\.pt, mine\.pth; put each"):
         load_encoder(folder)
 
@@ -363,8 +293,8 @@ def test_sizes_that_do_not_fit(folders, name, image_size, message):
         ("laq_4", {"image_size": 64, "code_seq_len": 5}, "code_seq_len 5 is not supported"),
     ],
 )
-def test_stated_sizes_that_do_not_fit(tmp_path, name, options, message):
-    folder = write(tmp_path, name, config=False)
+def test_stated_sizes_that_do_not_fit(tmp_path, name, options, message, save_published):
+    folder = save_published(tmp_path, name, config=False)
     (folder / "config.json").write_text(json.dumps({"model_type": kind_of(name), **options}))
     with pytest.raises(LatentGymError, match=message):
         load_encoder(folder)
@@ -378,7 +308,7 @@ def test_stated_sizes_that_do_not_fit(tmp_path, name, options, message):
         ("laq_4", 1, "expected clips of 2 frames, found 1"),
     ],
 )
-def test_clips_that_do_not_fill_a_tubelet(folders, name, frames, message):
+def test_clips_that_do_not_fill_a_tubelet(folders, name, frames, message, golden):
     clip = golden(name)[0]["frames"].numpy()[:, :frames]
     with pytest.raises(LatentGymError, match=message):
         opened(folders, name).encode(clip)
@@ -425,7 +355,7 @@ def test_names_that_stand_for_nothing(offline):
         load_encoder("vjepa2.1-b")
 
 
-def test_a_file_that_is_in_the_cache_is_opened(offline):
+def test_a_file_that_is_in_the_cache_is_opened(offline, save_published):
     """The real architecture of ViT-B, every weight alike, from where ``torch.hub`` keeps downloads."""
     with torch.device("meta"):
         model = VJEPA21(width=768, depth=12, heads=12, hidden=3072, patch=16, tubelet=2, norms=4)
@@ -437,12 +367,12 @@ def test_a_file_that_is_in_the_cache_is_opened(offline):
     assert (spec.name, spec.licence, spec.clip_length, spec.image_size) == ("vjepa2.1-b-384", "MIT", 1, 384)
     assert round(spec.parameters / 1e6, 1) == FILES["vjepa2.1-b-384"].parameters_m
     assert describe_encoder("vjepa2.1-b-384")["weights"] == "here"
-    write(offline, "vjepa2_1", config=False).joinpath(path.name).replace(path)
+    save_published(offline, "vjepa2_1", config=False).joinpath(path.name).replace(path)
     with pytest.raises(CorruptDataError, match=r"is not vjepa2\.1-b-384: expected 86\.8 million parameters, found"):
         load_encoder("vjepa2.1-b-384")
 
 
-def test_a_file_that_is_in_the_hub_cache_is_opened(offline):
+def test_a_file_that_is_in_the_hub_cache_is_opened(offline, golden):
     _, state = golden("r3m_18")
     snapshot = offline / "models--surajnair--r3m-18" / "snapshots" / "0123abcd"
     snapshot.mkdir(parents=True)

@@ -216,3 +216,27 @@ def test_hindsight_replay_learns_on_a_goal_environment(goal_env: str, tmp_path: 
     found = policy.act({key: np.asarray(value)[None] for key, value in observation.items()})[0]
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert evaluate(goal_env, policy, seeds=range(2)).summary.episodes == 2
+
+
+def test_normalised_goals_stay_normalised(goal_env: str) -> None:
+    from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+
+    def goal_latents() -> LatentObservation:
+        return LatentObservation(make_env(goal_env, image_size=32), "pixels")
+
+    normalisation = VecNormalize(DummyVecEnv([goal_latents]), norm_reward=False)
+    model = sb3.SAC(
+        "MultiInputPolicy", normalisation, replay_buffer_class=sb3.HerReplayBuffer, learning_starts=16, buffer_size=64,
+        batch_size=8, **small(),
+    )  # fmt: skip
+    policy = StableBaselinesPolicy.from_model(model.learn(24))
+    raw, env = make_env(goal_env, image_size=32), goal_latents()
+    policy.bind([raw])
+    policy.reset(np.ones(1, bool))
+    (observation, _), (latents, _) = raw.reset(seed=1), env.reset(seed=1)
+    expected, _ = model.predict(normalisation.normalize_obs(latents), deterministic=True)
+    found = policy.act({key: np.asarray(value)[None] for key, value in observation.items()})[0]
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    normalisation.obs_rms.pop("desired_goal")
+    with pytest.raises(LatentGymError, match="leaves desired_goal as they are"):
+        StableBaselinesPolicy.from_model(model)
