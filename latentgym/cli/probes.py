@@ -26,9 +26,7 @@ def probe(
         "single",
     ],
     target: Annotated[list[str], typer.Option(help="mean, first or chunk; repeatable.")] = ["mean", "first"],  # noqa: B006
-    description_length: Annotated[
-        bool, typer.Option("--description-length", help="Add code lengths and the sample-efficiency curve.")
-    ] = False,
+    description_length: Annotated[bool, typer.Option(help="Code lengths and the sample-efficiency curve.")] = True,
     cache: Cache = None,
     data_option: DataOption = [],  # noqa: B006
     as_json: Json = False,

@@ -46,7 +46,7 @@ def probe(
     targets: Sequence[str] = ("mean", "first"),
     mlp_horizons: Sequence[int] = (1,),
     controls: Sequence[str] = DEFAULT_CONTROLS,
-    description_length: bool = False,
+    description_length: bool = True,
     seed: int = 0,
     cache: FeatureCache | None = None,
     replicates: int = 1000,
@@ -63,6 +63,7 @@ def probe(
     [z_t ; z_t:t+k − z_t] for the MLP, ``"difference"`` is z_t:t+k − z_t, ``"single"`` z_t alone, and ``"window"``
     (image encoders) every frame of the window. The headline target is the mean of actions t … t+k−1; for k > 1,
     ``action_r2_first`` scores the action at t and ``action_r2_chunk`` all k of them.
+    At the smallest horizon ridge on single frames also predicts the simulator's state (``state_r2``).
     Readouts are fitted on the training episodes (the MLP's best step is chosen on the validation episodes) and
     scored once on the test episodes, on all windows and on those whose k actions were all random.
 
@@ -81,8 +82,8 @@ def probe(
         controls: of ``"shuffled_actions"``, ``"shuffled_endpoints"``, ``"time_shifted_actions"``, ``"control_task"``,
             by ridge on pairs at the smallest horizon, and ``"control_task_every_readout"``, which trains every other
             readout on the control task too.
-        description_length: also fit ridge on growing shares of the training episodes at the smallest horizon: rows
-            ``description_length_bits_saved`` (see :mod:`latentgym.probes.description_length`) and
+        description_length: also fit ridge on mean-pooled pairs of growing shares of the training episodes at the
+            smallest horizon: rows ``description_length_bits_saved`` (:mod:`latentgym.probes.description_length`) and
             ``sample_efficiency_r2``.
         seed: seed of the split, controls and MLP.
         cache: features are read from and kept in it; a temporary one by default.
@@ -138,7 +139,7 @@ def probe(
         for k in horizons:
             _probe_horizon(settings, scorer, k, readouts, controlled=k == min(horizons), mlp=k in mlp_horizons)
         if description_length:
-            probe_online(settings, scorer, min(horizons), encoder.spec.pooling)
+            probe_online(settings, scorer, min(horizons))
     return scorer.result
 
 
@@ -179,7 +180,7 @@ def _probe_horizon(
 ) -> None:
     pooling = settings.encoder.spec.pooling
     if "ridge" in readouts:
-        probe_ridge(settings, scorer, k, "ridge", pooling, settings.controls if controlled else ())
+        probe_ridge(settings, scorer, k, "ridge", pooling, settings.controls if controlled else (), state=controlled)
     if "ridge_mean" in readouts and pooling != "mean":
         controls = tuple({"control_task"} & {*settings.controls}) if controlled else ()
         probe_ridge(settings, scorer, k, "ridge_mean", "mean", controls if EVERY_READOUT in settings.controls else ())

@@ -114,6 +114,23 @@ def r2_and_pearson(sums: Array) -> tuple[Array, Array]:
     return r2, np.clip(r, -1, 1)
 
 
+def pooled_r2(target: Array, prediction: Array, episode: NDArray[np.int64], weights: Array) -> Estimate:
+    """R² over all columns together, 1 − ΣΣ(y − p)² / ΣΣ(y − ȳ)², with each column's own mean of the rows scored.
+
+    A column that hardly moves in these rows weighs little, where a mean of the columns' R² would be ruined by it.
+
+    Args:
+        target: ``(n, S)`` targets on one scale.
+        prediction: ``(n, S)`` predictions.
+        episode: ``(n,)`` episode of each row.
+        weights: ``(1 + R, E)`` how often each episode counts.
+    """
+    sums = np.tensordot(weights, episode_sums(target, prediction[None], episode)[:, 0], axes=1)
+    sst = sums[..., _YY] - sums[..., _Y] ** 2 / np.maximum(sums[..., _COUNT], 1)
+    sse = sums[..., _YY] - 2 * sums[..., _YP] + sums[..., _PP]
+    return estimate(1 - _ratio(sse.sum(-1), sst.sum(-1), 1e-12 * sums[..., _YY].sum(-1)))
+
+
 def mean_defined(values: Array, axis: int) -> Array:
     """Mean over ``axis`` of the entries that are defined; NaN where none is."""
     defined = np.isfinite(values)

@@ -105,6 +105,22 @@ def action_chunks(actions: Actions, windows: Windows) -> NDArray[np.float64]:
     return np.concatenate(parts)
 
 
+class StateRows:
+    """The simulator's state as feature rows ``(T+1, S)``; no frame is decoded."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self._dataset = dataset
+        self.dim = dataset.episode(0, cameras=()).state.shape[1]
+
+    def episode(self, index: int) -> NDArray[np.float32]:
+        """States of one episode."""
+        return self._dataset.episode(index, cameras=()).state
+
+    def at_start(self, windows: Windows) -> NDArray[np.float64]:
+        """``(n, S)`` float64, the state at the first observation of each window."""
+        return _gather(self, windows, 0).astype(np.float64)
+
+
 class RowSource(Protocol):
     """Feature rows per episode; the cache's :class:`~latentgym.encoders.cache.Features` are one."""
 

@@ -39,7 +39,8 @@ PROXIES: dict[str, tuple[str, str | None, str | None, int | None, str | None]] =
     "temporal_gain": ("temporal_gain", "ridge", "pair", 1, "all"),
     "single_frame_r2": ("single_frame_r2", "ridge", "single", 1, "all"),
     "selectivity": ("selectivity", "ridge", "pair", 1, "all"),
-    "description_length": ("description_length_bits_saved", "ridge", "pair", 1, "all"),
+    "description_length": ("description_length_bits_saved", "ridge_mean", "pair", 1, "all"),
+    "state_r2": ("state_r2", "ridge", "single", 1, "all"),
     "cloning_r2": ("cloning_r2", "policy", None, None, None),
     "psnr_db": ("psnr_db", "decoder", None, None, None),
 }

@@ -31,7 +31,8 @@ PROXIES: dict[str, tuple[str, dict[str, Any]]] = {
     "action_r2_mlp": ("action_r2", {**_PROBE, "readout": "mlp"}),
     "action_r2_mean_pooled": ("action_r2", {**_PROBE, "readout": "ridge_mean"}),
     "selectivity": ("selectivity", _PROBE),
-    "description_length": ("description_length_bits_saved", {**_PROBE, "dimension": None}),
+    "description_length": ("description_length_bits_saved", {**_PROBE, "readout": "ridge_mean"}),
+    "state_r2": ("state_r2", {**_PROBE, "input": "single"}),
 }
 TOO_FEW = "too few encoders"
 CORRELATIONS = ("spearman", "kendall", "pearson")

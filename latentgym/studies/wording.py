@@ -27,6 +27,7 @@ PROXY_LABELS = {
     "action_r2_mean_pooled": "action R², mean-pooled",
     "selectivity": "selectivity",
     "description_length": "bits saved",
+    "state_r2": "state R²",
 }
 STATISTICS = {
     "spearman": "Spearman ρ",

@@ -74,7 +74,7 @@ def test_informative_latents_save_bits_and_noise_does_not(online: dict[str, Prob
     }
     assert macro["state"].value > 4 and macro["state"].low > 3  # type: ignore[operator]
     assert macro["proprio"].value < 0.05  # type: ignore[operator]
-    assert online["state"].replicates["description_length_bits_saved|ridge|pair|1|all"].shape == (50,)
+    assert online["state"].replicates["description_length_bits_saved|ridge_mean|pair|1|all"].shape == (50,)
 
 
 def test_sample_efficiency_ends_at_the_score_of_all_episodes(online: dict[str, ProbeResult]) -> None:

@@ -60,6 +60,17 @@ def test_state_pair_determines_the_action_and_one_frame_does_not(of_state: Probe
     assert accuracy.value == pytest.approx(1)
 
 
+def test_state_from_one_frame(of_state: ProbeResult, points: Dataset, cache: FeatureCache) -> None:
+    """The state tells the state, and noise tells nothing of it; scored once, at the smallest horizon."""
+    row = macro(of_state, "state_r2", input="single")
+    assert row.value > 0.999 and row.n == macro(of_state, "action_r2").n  # type: ignore[operator]
+    assert of_state.replicates["state_r2|ridge|single|1|all"].shape == (50,)
+    assert not [row for row in of_state.rows if row.metric == "state_r2" and row.k != 1]
+    noise = probe(points, "proprio", readouts=("ridge",), horizons=(1,), controls=(), cache=cache, replicates=50)
+    found = macro(noise, "state_r2", input="single")
+    assert found.low < 0.1 and abs(found.value) < 0.2  # type: ignore[operator, arg-type]
+
+
 def test_mean_of_four_actions_says_a_quarter_of_the_first(of_state: ProbeResult) -> None:
     assert macro(of_state, "action_r2_first", k=4).value == pytest.approx(0.25, abs=0.12)
 
@@ -139,10 +150,13 @@ def test_rows_are_tidy_and_never_nan(of_state: ProbeResult, points: Dataset) -> 
     for row in of_state.rows:
         assert row.encoder == "state" and row.env == "test/Point-v0"
         assert all(v is None or np.isfinite(v) for v in (row.value, row.low, row.high))
-        if row.subset == "all":
+        if row.metric == "description_length_bits_saved":
+            assert row.n is not None and 0 < row.n < len(split.train), "training episodes are coded"
+        elif row.subset == "all":
             assert row.n == len(split.test)
         if row.dimension == "macro" and row.value is not None:
-            key = f"{row.metric}|{row.readout}|{row.input}|{row.k}|{row.subset}"
+            parts = (row.metric, row.readout, row.input, row.k, row.subset, row.condition)
+            key = "|".join(str(part) for part in parts if part is not None)
             assert of_state.replicates[key].shape == (50,)
     assert {row.dimension for row in of_state.rows if row.metric == "action_r2"} == {
         "macro", "translation", "gripper", "x", "y", "grip",

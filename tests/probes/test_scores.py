@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import balanced_accuracy_score, r2_score
 
 from latentgym.errors import LatentGymError
-from latentgym.probes.scores import Estimate, action_scores, resamples
+from latentgym.probes.scores import Estimate, action_scores, pooled_r2, resamples
 from latentgym.trajectories import ActionSpec
 
 
@@ -51,6 +51,18 @@ def test_each_replicate_is_the_score_of_the_resampled_rows(action_spec: ActionSp
         rows = np.concatenate([np.tile(np.flatnonzero(episode == e), n) for e, n in enumerate(drawn)]).astype(int)
         expected = np.mean([r2_score(target[rows, 1], member[rows, 1]) for member in prediction])
         assert scores["r2", "y"].replicates[index] == pytest.approx(expected, abs=1e-9)
+
+
+def test_pooled_r2_is_scikit_learns_weighted_by_variance() -> None:
+    target, prediction, episode = case()
+    counts = resamples("key", "pooled", 12, 4)
+    found = pooled_r2(target, prediction[0], episode, counts)
+    weighted = {"multioutput": "variance_weighted"}
+    assert found.value == pytest.approx(r2_score(target, prediction[0], **weighted), abs=1e-10)
+    for index, drawn in enumerate(counts[1:].astype(int)):
+        rows = np.concatenate([np.tile(np.flatnonzero(episode == e), n) for e, n in enumerate(drawn)]).astype(int)
+        expected = r2_score(target[rows], prediction[0][rows], **weighted)
+        assert found.replicates[index] == pytest.approx(expected, abs=1e-9)
 
 
 def test_constant_dimension_is_left_out_and_undefined(action_spec: ActionSpec) -> None:
