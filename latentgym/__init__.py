@@ -1,6 +1,7 @@
 """Does a frozen visual latent carry the action, and does that carry over to control?
 
-The public names below are loaded on first use, so that ``import latentgym`` stays light:
+Importing the package registers its environments with Gymnasium. The public names below are loaded on first use, so
+that ``import latentgym`` stays light:
 
 >>> import latentgym
 >>> sorted(latentgym.__all__)  # doctest: +NORMALIZE_WHITESPACE
@@ -12,6 +13,8 @@ from __future__ import annotations
 
 import importlib
 from typing import TYPE_CHECKING
+
+from latentgym.registration import register_envs
 
 if TYPE_CHECKING:
     from latentgym.encoders.registry import load_encoder
@@ -38,6 +41,8 @@ __all__ = [
     "run_study",
     "train_policy",
 ]
+
+register_envs()
 
 _HOMES = {
     "evaluate": "latentgym.rollouts.evaluate",

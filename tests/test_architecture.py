@@ -16,7 +16,18 @@ import latentgym
 PACKAGE = Path(latentgym.__file__).parent
 # From the ground up; a module may import from its own floor and from those before it.
 FLOORS = (
-    ("errors", "seeding", "artifacts", "results", "progress", "statistics", "corruptions", "devices", "workers"),
+    (
+        "errors",
+        "seeding",
+        "artifacts",
+        "results",
+        "progress",
+        "statistics",
+        "corruptions",
+        "devices",
+        "workers",
+        "registration",
+    ),
     ("trajectories",),
     ("encoders",),
     ("envs",),
@@ -101,7 +112,13 @@ def test_importing_the_package_is_light() -> None:
     loaded = set(
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     )
-    assert not loaded & {*OPTIONAL, "torch", "numpy", "scipy", "mujoco", "gymnasium", "pyarrow", "av", "pydantic"}
+    assert not loaded & {*OPTIONAL, "torch", "scipy", "mujoco", "pyarrow", "av", "pydantic"}
+
+
+def test_importing_the_package_registers_its_environments() -> None:
+    code = "import gymnasium, latentgym; print(gymnasium.make('latentgym/TabletopReach-v0').reset(seed=0)[1])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "is_success" in found
 
 
 @pytest.mark.parametrize("name", latentgym.__all__)

@@ -1,7 +1,6 @@
 """One door to every environment: :func:`make_env` by id, and :func:`make_expert` for what it made.
 
-Importing this module registers the tabletop and CALVIN ids with Gymnasium, so that
-``gymnasium.make("latentgym/TabletopReach-v0")`` works too.
+After ``import latentgym``, ``gymnasium.make("latentgym/TabletopReach-v0")`` works too.
 """
 
 from __future__ import annotations
@@ -14,19 +13,10 @@ from gymnasium.envs.registration import EnvSpec
 from latentgym.envs.contract import Expert, contract_of
 from latentgym.envs.gl import choose_gl_backend
 from latentgym.errors import LatentGymError, UnknownNameError
+from latentgym.registration import CALVIN_IDS, TABLETOP_IDS
 
-TABLETOP_IDS = {f"latentgym/Tabletop{task}-v0": task for task in ("Reach", "Push", "Intercept")}
 _TABLETOP_OPTIONS = ("distractor", "horizon")
-CALVIN_IDS = {f"latentgym/Calvin{scene}-v0": scene for scene in "ABCD"}
 _CALVIN_OPTIONS = ("task", "action_mode", "renderer", "cameras", "depth", "horizon", "assets", "backend")
-
-_ENTRY_POINTS = {
-    env_id: ("latentgym.envs.tabletop.env:TabletopEnv", {"task": task}) for env_id, task in TABLETOP_IDS.items()
-} | {env_id: ("latentgym.envs.calvin.env:CalvinEnv", {"scene": scene}) for env_id, scene in CALVIN_IDS.items()}
-
-for _env_id, (_entry_point, _kwargs) in _ENTRY_POINTS.items():
-    if _env_id not in gymnasium.registry:
-        gymnasium.register(_env_id, entry_point=_entry_point, kwargs=_kwargs)
 
 
 def default_image_size(env_id: str) -> int:
@@ -151,8 +141,8 @@ def make_expert(env: gymnasium.Env[Any, Any]) -> Expert:
 
 
 def _make_own(env_id: str, **options: Any) -> gymnasium.Env[Any, Any]:
-    if env_id not in _ENTRY_POINTS:
-        raise UnknownNameError("environment", env_id, _ENTRY_POINTS)
+    if env_id not in {*TABLETOP_IDS, *CALVIN_IDS}:
+        raise UnknownNameError("environment", env_id, (*TABLETOP_IDS, *CALVIN_IDS))
     known = _CALVIN_OPTIONS if env_id in CALVIN_IDS else _TABLETOP_OPTIONS
     for name in options:
         if name not in (*known, "image_size", "render", "pixels"):

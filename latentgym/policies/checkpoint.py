@@ -171,7 +171,7 @@ class CheckpointedPolicy(Policy):
         return path
 
 
-def load_policy(path: str | Path, encoder: Encoder | str | None = None) -> CheckpointedPolicy:
+def load_policy(path: str | Path, encoder: Encoder | str | Path | None = None) -> CheckpointedPolicy:
     """Open a saved policy together with the very encoder that it was trained on. Nothing is unpickled.
 
     Args:
@@ -188,7 +188,7 @@ def load_policy(path: str | Path, encoder: Encoder | str | None = None) -> Check
         from latentgym.policies.stable_baselines import StableBaselinesPolicy
 
         return StableBaselinesPolicy.from_file(folder, encoder)
-    if isinstance(encoder, str):
+    if isinstance(encoder, str | Path):
         encoder = load_encoder(encoder)
     if not (folder / RECORD_NAME).is_file():
         raise LatentGymError(f"{folder} holds no policy ({RECORD_NAME} is missing); make one with: latentgym train")

@@ -132,7 +132,7 @@ class StableBaselinesPolicy(CheckpointedPolicy):
         self._fresh = np.zeros(0, np.bool_)
 
     @classmethod
-    def from_model(cls, model: Any, encoder: Encoder | str | None = None) -> Self:
+    def from_model(cls, model: Any, encoder: Encoder | str | Path | None = None) -> Self:
         """The policy of a model in memory, such as ``stable_baselines3.PPO``, trained on ``LatentObservation``.
 
         Where observations were normalised by ``VecNormalize``, so they are here. Its weights are a copy: training may
@@ -159,7 +159,7 @@ class StableBaselinesPolicy(CheckpointedPolicy):
         return cls._identified(actor, facts, encoder, "the model")
 
     @classmethod
-    def from_file(cls, path: str | Path, encoder: Encoder | str | None = None) -> Self:
+    def from_file(cls, path: str | Path, encoder: Encoder | str | Path | None = None) -> Self:
         """The policy of a model file, as ``model.save`` writes it. Nothing is unpickled.
 
         Args:
@@ -175,7 +175,9 @@ class StableBaselinesPolicy(CheckpointedPolicy):
         return cls._identified(actor, facts, encoder, str(path))
 
     @classmethod
-    def _identified(cls, actor: Actor, facts: Mapping[str, Any], encoder: Encoder | str | None, label: str) -> Self:
+    def _identified(
+        cls, actor: Actor, facts: Mapping[str, Any], encoder: Encoder | str | Path | None, label: str
+    ) -> Self:
         space = facts.get("observation_space")
         identity = space.get("identity") if isinstance(space, Mapping) else None
         if identity is None:

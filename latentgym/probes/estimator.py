@@ -19,7 +19,7 @@ class Readout(Protocol):
         """Fit on features ``X (n, …)`` and targets ``Y (n, Q)``; ``groups (n,)`` are kept together in any split."""
 
     def predict(self, X: ArrayLike | Tensor) -> NDArray[np.float64]:
-        """Predictions ``(n, Q)``."""
+        """Predictions ``(n, Q)``, or ``(n,)`` where the targets were a vector."""
 
     def score(self, X: ArrayLike | Tensor, Y: ArrayLike | Tensor) -> float:
         """R² averaged over the targets that are not constant in ``Y``."""
@@ -44,7 +44,7 @@ def as_matrix(values: ArrayLike | Tensor, name: str, first_row: int = 0) -> Tens
     Raises:
         LatentGymError: on more than two dimensions, or NaN or infinite entries.
     """
-    matrix = torch.as_tensor(values).to(torch.float64)
+    matrix = _tensor(values).to(torch.float64)
     matrix = matrix[:, None] if matrix.ndim == 1 else matrix
     if matrix.ndim != 2:
         raise LatentGymError(f"{name}: expected (rows, columns), found shape {tuple(matrix.shape)}")
@@ -55,6 +55,11 @@ def as_matrix(values: ArrayLike | Tensor, name: str, first_row: int = 0) -> Tens
             "float16 latents overflow beyond 65504, encode in float32"
         )
     return matrix
+
+
+def _tensor(values: ArrayLike | Tensor) -> Tensor:
+    """A tensor of any array; torch takes no negative strides, as of ``rows[::-1]``."""
+    return values if isinstance(values, Tensor) else torch.as_tensor(np.ascontiguousarray(values))
 
 
 def check_lengths(x: Tensor | NDArray[Any], y: Tensor | NDArray[Any], groups: NDArray[Any]) -> None:
@@ -84,7 +89,7 @@ def as_tokens(values: ArrayLike | Tensor, name: str) -> Tensor:
     Raises:
         LatentGymError: on other shapes, or NaN or infinite entries (also those that only float64 can hold).
     """
-    tokens = torch.as_tensor(values)
+    tokens = _tensor(values)
     if tokens.ndim != 3:
         raise LatentGymError(f"{name}: expected tokens of shape (rows, tokens, channels), found {tuple(tokens.shape)}")
     tokens = tokens.float()

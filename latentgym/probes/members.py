@@ -144,6 +144,7 @@ class MemberProbe(abc.ABC):
             LatentGymError: on mismatched or non-finite rows, or fewer than two groups to split.
         """
         x, y = self._rows(X, "X"), as_matrix(Y, "Y")
+        self._vector = np.ndim(Y) == 1
         if len(x) != len(y) or not len(x):
             raise LatentGymError(f"X and Y disagree or are empty: {len(x)} and {len(y)} rows")
         if validation is None:
@@ -268,14 +269,17 @@ class MemberProbe(abc.ABC):
         return predictions
 
     def predict(self, X: ArrayLike | Tensor) -> NDArray[np.float64]:
-        """The seeds' mean prediction ``(n, Q)``."""
+        """The seeds' mean prediction ``(n, Q)``; ``(n,)`` where the targets were a vector."""
         mean: NDArray[np.float64] = self.predict_members(X).mean(0)
-        return mean
+        return mean[:, 0] if self._vector else mean
 
     def score(self, X: ArrayLike | Tensor, Y: ArrayLike | Tensor) -> float:
-        """R² averaged over seeds and over the targets that are not constant in ``Y``."""
+        """R² of :meth:`predict`, averaged over the targets that are not constant in ``Y``.
+
+        It is that of the seeds' mean prediction; a study averages the scores of the seeds instead.
+        """
         target = as_matrix(Y, "Y").numpy()
-        return float(np.mean([mean_r2(target, member) for member in self.predict_members(X)]))
+        return mean_r2(target, self.predict(X).reshape(len(target), -1))
 
 
 def linear(parameters: Parameters, name: str, x: Tensor) -> Tensor:

@@ -72,8 +72,8 @@ class RidgeProbe:
         lambdas_: chosen λ per target group.
         cv_scores_: λ to ``(Q,)`` mean R² over folds, for every λ that was tried (empty with one λ).
         cv_mse_: ``(Q,)`` mean squared error of the out-of-fold predictions at the chosen λ (NaN with one λ).
-        coef_: ``(D, Q)`` float64 weights for features as given.
-        intercept_: ``(Q,)`` float64.
+        coef_: ``(D, Q)`` float64 tensor, weights for features as given.
+        intercept_: ``(Q,)`` float64 tensor.
 
     Raises:
         LatentGymError: on empty or non-positive ``lambdas`` or fewer than two folds.
@@ -152,6 +152,7 @@ class RidgeProbe:
         check_lengths(x, y, labels)
         if not len(x):
             return self
+        self._vector = np.ndim(Y) == 1
         device = find_device(self.device)
         x, y = x.to(device), y.to(device)
         if not self._rows:
@@ -292,7 +293,7 @@ class RidgeProbe:
         return float(self.lambdas[best])
 
     def predict(self, X: ArrayLike | Tensor) -> NDArray[np.float64]:
-        """Predictions ``(n, Q)`` float64 for features ``(n, D)``.
+        """Predictions ``(n, Q)`` float64 for features ``(n, D)``; ``(n,)`` where the targets were a vector.
 
         Raises:
             LatentGymError: if the probe is not fitted, or on another number of features or non-finite ones.
@@ -303,11 +304,12 @@ class RidgeProbe:
         if x.shape[1] != len(self.coef_):
             raise LatentGymError(f"expected {len(self.coef_)} features, found {x.shape[1]}")
         predictions: NDArray[np.float64] = (x @ self.coef_ + self.intercept_).cpu().numpy()
-        return predictions
+        return predictions[:, 0] if self._vector else predictions
 
     def score(self, X: ArrayLike | Tensor, Y: ArrayLike | Tensor) -> float:
         """R² averaged over the targets that are not constant in ``Y``."""
-        return mean_r2(as_matrix(Y, "Y").numpy(), self.predict(X))
+        target = as_matrix(Y, "Y").numpy()
+        return mean_r2(target, self.predict(X).reshape(len(target), -1))
 
 
 def _mean_over_folds(scores: Iterable[Tensor]) -> NDArray[np.float64]:

@@ -16,7 +16,7 @@ import gymnasium
 from latentgym.artifacts import read_json, write_json
 from latentgym.encoders.contract import Encoder
 from latentgym.errors import CorruptDataError, LatentGymError, UnknownNameError
-from latentgym.policies import ExpertPolicy, Policy, RandomPolicy, load_policy
+from latentgym.policies import ExpertPolicy, Policy, RandomPolicy, StableBaselinesPolicy, load_policy
 from latentgym.policies.checkpoint import Training
 from latentgym.results import Row
 from latentgym.rollouts.actor import Actor, default_batch_size
@@ -160,7 +160,7 @@ class Evaluation:
 
 def evaluate(
     env_id: str,
-    policy: Policy,
+    policy: Policy | str | Path | Any,
     seeds: Sequence[int] = range(100),
     *,
     workers: int | None = None,
@@ -189,8 +189,9 @@ def evaluate(
 
     Args:
         env_id: environment id, as for :func:`latentgym.envs.make.make_env`.
-        policy: the policy. One that acts on the simulator (such as the expert) is sent to the workers, and must survive
-            pickling.
+        policy: the policy, or what :func:`resolve_policy` makes one of: its name or folder, or a model of
+            Stable-Baselines3. One that acts on the simulator (such as the expert) is sent to the workers, and must
+            survive pickling.
         seeds: one seed per episode, all different, at least 0.
         workers: processes that step environments, best one per core; 0 or ``None`` runs everything in this one.
             Workers are started afresh (not forked), so a script that asks for some must guard its main part by
@@ -219,11 +220,11 @@ def evaluate(
             step), an environment that breaks its contract, or workers that keep dying.
 
     Example:
-        >>> from latentgym.policies import ExpertPolicy
-        >>> evaluate("latentgym/TabletopReach-v0", ExpertPolicy(), seeds=range(4)).summary.success_rate
+        >>> evaluate("latentgym/TabletopReach-v0", "expert", seeds=range(4)).summary.success_rate
         1.0
     """
     began_at = time.perf_counter()
+    policy = resolve_policy(policy)
     seeds, workers = [int(seed) for seed in seeds], workers or 0
     _check_arguments(seeds, workers, batch_size, videos, step_timeout_s)
     if software not in _SOFTWARE:
@@ -282,12 +283,26 @@ def rollout_seeds(seed: int, env_id: str, episodes: int) -> list[int]:
     return [derive_seed(seed, "rollout", env_id, index) for index in range(episodes)]
 
 
-def resolve_policy(name: str | Path) -> Policy:
-    """``"expert"``, ``"random"``, the folder of a saved policy, or a model file of Stable-Baselines3.
+def resolve_policy(policy: Any) -> Policy:
+    """The policy that is named or given.
+
+    Args:
+        policy: a policy; ``"expert"``, ``"random"``, the folder of a saved policy, or a model file of
+            Stable-Baselines3; or such a model itself, trained on
+            :class:`~latentgym.envs.wrappers.LatentObservation`.
 
     Raises:
-        LatentGymError: if it is neither.
+        LatentGymError: if it is none of them.
     """
+    if isinstance(policy, Policy) or hasattr(policy, "act"):
+        return policy  # type: ignore[no-any-return]
+    if hasattr(policy, "policy") and hasattr(policy, "observation_space"):
+        return StableBaselinesPolicy.from_model(policy)
+    if not isinstance(policy, str | Path):
+        raise LatentGymError(
+            f"expected a policy, its name or place, or a model of Stable-Baselines3; found {type(policy).__name__}"
+        )
+    name = policy
     if str(name) == "expert":
         return ExpertPolicy()
     if str(name) == "random":

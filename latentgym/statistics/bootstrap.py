@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
+import scipy.stats
 from numpy.typing import ArrayLike, NDArray
 
 from latentgym.errors import LatentGymError
@@ -16,13 +17,20 @@ Floats = NDArray[np.float64]
 
 
 def interquartile_mean(values: ArrayLike) -> float:
-    """Mean of the middle half, quarter weights at the ends included (Agarwal et al. 2021)."""
-    x = np.sort(np.asarray(values, dtype=np.float64).ravel())
-    if x.size == 0:
-        raise LatentGymError("interquartile_mean: expected at least one value")
-    edges = np.arange(x.size + 1) / x.size
-    weights = np.clip(np.minimum(edges[1:], 0.75) - np.maximum(edges[:-1], 0.25), 0.0, None)
-    return float((x * weights).sum() / weights.sum())
+    """Mean without the lowest and the highest quarter of the values, each rounded down to whole values.
+
+    As the authors compute it (Agarwal et al. 2021, arXiv 2108.13264).
+
+    Raises:
+        LatentGymError: if there is no value, or one is not finite.
+
+    >>> interquartile_mean([0, 1, 2, 3, 100])
+    2.0
+    """
+    x = np.asarray(values, dtype=np.float64).ravel()
+    if x.size == 0 or not np.isfinite(x).all():
+        raise LatentGymError("interquartile_mean: expected at least one value, all of them finite")
+    return float(scipy.stats.trim_mean(x, 0.25))
 
 
 def hierarchical_bootstrap(

@@ -13,6 +13,8 @@ import numpy as np
 import scipy.stats
 from numpy.typing import ArrayLike, NDArray
 
+from latentgym.errors import LatentGymError
+
 Floats = NDArray[np.float64]
 _CACHED_PAIRS = 2**15
 
@@ -64,7 +66,7 @@ def partial_correlation(x: ArrayLike, y: ArrayLike, covariates: Sequence[ArrayLi
         y: ``(…, N)``.
         covariates: any number of ``(…, N)`` arrays; an encoder that lacks one of them is left out.
     """
-    arrays = np.broadcast_arrays(*(np.asarray(v, dtype=np.float64) for v in (x, y, *covariates)))
+    arrays = _together(x, y, *covariates)
     mask = np.logical_and.reduce([np.isfinite(v) for v in arrays])
     ranks = [_ranks(v, mask) for v in arrays]
     size = len(ranks)
@@ -115,7 +117,7 @@ def regret(*, proxy: ArrayLike, choosing: ArrayLike, measuring: ArrayLike) -> An
         choosing: ``(…, N)`` success on the half that chooses the best encoder.
         measuring: ``(…, N)`` success on the other half.
     """
-    s, a, b = np.broadcast_arrays(*(np.asarray(v, dtype=np.float64) for v in (proxy, choosing, measuring)))
+    s, a, b = _together(proxy, choosing, measuring)
     mask = np.isfinite(s) & np.isfinite(a) & np.isfinite(b)
     picked = []
     for chooser in (a, s):
@@ -137,9 +139,22 @@ def split_half_reliability(first: ArrayLike, second: ArrayLike) -> Any:
         return _plain(np.where(r > -1 + 1e-12, 2 * r / (1 + r), np.nan))
 
 
+def _together(*values: ArrayLike) -> list[Floats]:
+    """Arrays broadcast over their leading axes; the last one, of what is ranked, must be equally long in all.
+
+    Raises:
+        LatentGymError: if it is not.
+    """
+    arrays = [np.asarray(value, dtype=np.float64) for value in values]
+    lengths = [array.shape[-1] if array.ndim else 0 for array in arrays]
+    if len(set(lengths)) > 1 or not all(array.ndim for array in arrays):
+        raise LatentGymError(f"rank statistics compare equally many values on every side, found {lengths}")
+    return [np.asarray(array) for array in np.broadcast_arrays(*arrays)]
+
+
 def _pairs(x: ArrayLike, y: ArrayLike) -> tuple[Floats, Floats, NDArray[np.bool_]]:
     """Both arrays broadcast, zero where either is missing, and the mask of whole pairs."""
-    a, b = np.broadcast_arrays(np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64))
+    a, b = _together(x, y)
     mask = np.isfinite(a) & np.isfinite(b)
     return np.where(mask, a, 0.0), np.where(mask, b, 0.0), mask
 

@@ -64,6 +64,7 @@ def test_a_model_file_is_a_policy(make: Any, tmp_path: Path) -> None:
     policy = resolve_policy(tmp_path / "model.zip")
     same_actions(model, policy)
     same_actions(model, StableBaselinesPolicy.from_model(model))
+    assert evaluate(REACH, model, seeds=range(3)).records == evaluate(REACH, policy, seeds=range(3)).records
     assert isinstance(policy, StableBaselinesPolicy)
     again = load_policy(policy.save(tmp_path / "policy"))
     same_actions(model, again)
@@ -216,6 +217,12 @@ def test_hindsight_replay_learns_on_a_goal_environment(goal_env: str, tmp_path: 
     found = policy.act({key: np.asarray(value)[None] for key, value in observation.items()})[0]
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert evaluate(goal_env, policy, seeds=range(2)).summary.episodes == 2
+
+
+def test_goal_environments_of_latents_pass_the_checker(goal_env: str) -> None:
+    from stable_baselines3.common.env_checker import check_env
+
+    check_env(LatentObservation(make_env(goal_env, image_size=32), "pixels"))
 
 
 def test_normalised_goals_stay_normalised(goal_env: str) -> None:

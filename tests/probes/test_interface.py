@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from sklearn.base import clone
+from sklearn.metrics import r2_score
 
 from latentgym.errors import LatentGymError
 from latentgym.probes import AttentiveProbe, MLPProbe, RidgeProbe, TransformerProbe
@@ -32,7 +33,23 @@ def test_every_readout_fits_predicts_scores_and_clones(probe: Any, x: np.ndarray
     fitted = copy.fit(x, Y, groups=GROUPS)
     assert fitted is copy
     assert copy.predict(x).shape == Y.shape
-    assert np.isfinite(copy.score(x, Y))
+    assert copy.score(x, Y) == pytest.approx(r2_score(Y, copy.predict(x)))
+
+
+@pytest.mark.parametrize(("probe", "x"), PROBES, ids=lambda value: type(value).__name__)
+def test_a_vector_of_targets_gives_a_vector(probe: Any, x: np.ndarray) -> None:
+    fitted = clone(probe).fit(x, Y[:, 0], groups=GROUPS)
+    assert fitted.predict(x).shape == (120,)
+    assert fitted.score(x, Y[:, 0]) == pytest.approx(r2_score(Y[:, 0], fitted.predict(x)))
+    np.testing.assert_array_equal(clone(probe).fit(x, Y[:, :1], groups=GROUPS).predict(x)[:, 0], fitted.predict(x))
+
+
+@pytest.mark.parametrize(("probe", "x"), PROBES, ids=lambda value: type(value).__name__)
+def test_rows_may_be_given_backwards(probe: Any, x: np.ndarray) -> None:
+    """As a view with negative strides."""
+    views, copies = (x[::-1], Y[::-1], GROUPS[::-1]), (x[::-1].copy(), Y[::-1].copy(), GROUPS[::-1].copy())
+    expected = clone(probe).fit(*copies[:2], groups=copies[2]).predict(copies[0])
+    np.testing.assert_array_equal(clone(probe).fit(*views[:2], groups=views[2]).predict(views[0]), expected)
 
 
 def test_a_stream_of_blocks_chooses_the_same_penalty() -> None:

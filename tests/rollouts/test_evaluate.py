@@ -201,6 +201,15 @@ def test_a_time_to_success_without_success_is_none() -> None:
     assert "to success" not in evaluation.describe()
 
 
+def test_a_policy_may_be_named(tmp_path: Path, cloned: CheckpointedPolicy) -> None:
+    named = evaluate(ENV_ID, "expert", range(2))
+    assert named.records == evaluate(ENV_ID, ExpertPolicy(), range(2)).records
+    place = cloned.save(tmp_path / "policy")
+    assert evaluate(ENV_ID, place, range(2)).records == evaluate(ENV_ID, cloned, range(2)).records
+    with pytest.raises(LatentGymError, match=r"expected a policy, its name or place, .* found int"):
+        evaluate(ENV_ID, 3, range(2))
+
+
 def test_policies_by_name(tmp_path: Path, cloned: CheckpointedPolicy) -> None:
     assert isinstance(resolve_policy("expert"), ExpertPolicy)
     assert isinstance(resolve_policy("random"), RandomPolicy)

@@ -19,8 +19,11 @@ from latentgym.statistics import (
 
 def test_interquartile_mean() -> None:
     assert interquartile_mean(range(8)) == pytest.approx(scipy.stats.trim_mean(range(8), 0.25))
-    # Six values: half of the second and of the fifth belong to the middle half.
-    assert interquartile_mean([0, 1, 2, 3, 10, 100]) == pytest.approx((0.5 * 1 + 2 + 3 + 0.5 * 10) / 3)
+    # A quarter of six values is one whole value and a half.
+    assert interquartile_mean([0, 1, 2, 3, 10, 100]) == pytest.approx((1 + 2 + 3 + 10) / 4)
+    for bad in ([], [1.0, np.nan]):
+        with pytest.raises(LatentGymError, match="all of them finite"):
+            interquartile_mean(bad)
     assert interquartile_mean([5]) == 5
 
 

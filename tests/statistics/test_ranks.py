@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from latentgym.errors import LatentGymError
 from latentgym.statistics import (
     kendall,
     mean_maximum_rank_violation,
@@ -137,3 +138,12 @@ def test_correlations_are_symmetric_bounded_and_flip_their_sign(x: np.ndarray, y
         assert statistic(y, x) == pytest.approx(value, nan_ok=True)
         assert statistic(-x, y) == pytest.approx(-value, nan_ok=True)
         assert np.isnan(value) or -1 <= value <= 1
+
+
+@pytest.mark.parametrize("statistic", [pearson, spearman, kendall])
+def test_unequal_lengths_are_refused(statistic) -> None:  # type: ignore[no-untyped-def]
+    for other in ([1.0], [1.0, 2.0], 1.0):
+        with pytest.raises(LatentGymError, match="equally many values"):
+            statistic([1.0, 2.0, 3.0], other)
+    with pytest.raises(LatentGymError, match="equally many values"):
+        mean_maximum_rank_violation(proxy=[1.0, 2.0, 3.0], success=[1.0])

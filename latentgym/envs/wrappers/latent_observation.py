@@ -98,6 +98,10 @@ class LatentObservation(gymnasium.Wrapper[Any, Any, Any, Any], RebuiltFromSpec):
         observation, reward, terminated, truncated, info = self.env.step(action)
         return _first(self._encoder.push(self._batched(observation))), reward, terminated, truncated, info
 
+    def compute_reward(self, achieved_goal: Any, desired_goal: Any, info: Any) -> Any:
+        """The reward of a goal environment for other goals, which hindsight asks for."""
+        return self.env.get_wrapper_attr("compute_reward")(achieved_goal, desired_goal, info)
+
     def _batched(self, observation: Any) -> dict[str, NDArray[Any]]:
         found = dict(observation) if isinstance(observation, Mapping) else {}
         if self._renders:
