@@ -13,7 +13,7 @@ import safetensors
 import safetensors.torch
 import torch
 
-from latentgym.artifacts import atomic_directory, file_digest, read_json, write_json
+from latentgym.artifacts import atomic_directory, atomic_write, file_digest, read_json, write_json
 from latentgym.encoders.contract import Encoder, EncoderSpec
 from latentgym.encoders.registry import encoder_names, load_encoder
 from latentgym.encoders.small import SmallEncoder, save_small_encoder
@@ -157,10 +157,8 @@ class CheckpointedPolicy(Policy):
         if path.exists():
             raise LatentGymError(f"{path} exists already; choose another folder for the policy, or remove it first")
         with atomic_directory(path) as folder:
-            safetensors.torch.save_file(
-                {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors().items()},
-                folder / WEIGHTS_NAME,
-            )
+            tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors().items()}
+            atomic_write(folder / WEIGHTS_NAME, safetensors.torch.save(tensors))
             record: dict[str, Any] = {"schema": SCHEMA, "kind": self.kind, "policy": self.record()}
             record["weights_digest"] = file_digest(folder / WEIGHTS_NAME)
             if self.encoder is not None:

@@ -23,9 +23,9 @@ from latentgym.statistics import (
     wilson_interval,
 )
 from latentgym.studies.cells import CHAINS_NAME
-from latentgym.studies.config import StudyConfig
+from latentgym.studies.config import ADAPTED_SUFFIX, StudyConfig
 from latentgym.studies.evidence import is_evidence, replicate_name
-from latentgym.studies.plan import ADAPTED_SUFFIX, EncoderUse, SuitePlan
+from latentgym.studies.plan import EncoderUse, SuitePlan
 
 SUPERVISED_REFERENCE = "inverse_dynamics"
 # Every proxy that the link ranks: its name, and the row that holds it (metric, readout, input, k, subset).

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
-from latentgym.artifacts import read_json, write_json
+from latentgym.artifacts import atomic_write, read_json, write_json
 from latentgym.encoders import Encoder, FeatureCache, load_encoder
 from latentgym.encoders.adaptation import adapt
 from latentgym.encoders.pretraining import pretrain
@@ -109,7 +109,7 @@ def _encoder_facts(task: Task, encoder: Encoder) -> dict[str, Any]:
 
 def _write_replicates(task: Task, replicates: Mapping[str, NDArray[np.floating[Any]]]) -> None:
     arrays = {key: np.ascontiguousarray(values, np.float64) for key, values in replicates.items()}
-    save_file(arrays, task.out / "replicates.safetensors")
+    atomic_write(task.out / "replicates.safetensors", save(arrays))
 
 
 def run_record(task: Task) -> None:
@@ -174,7 +174,7 @@ def run_fidelity(task: Task) -> None:
     )
     _write_rows(task, [dataclasses.replace(row, env=params["suite"]) for row in result.rows])
     _write_replicates(task, result.replicates)
-    save_file({"examples": np.ascontiguousarray(result.examples)}, task.out / "examples.safetensors")
+    atomic_write(task.out / "examples.safetensors", save({"examples": np.ascontiguousarray(result.examples)}))
     facts = {"decoder_parameters": result.decoder_parameters, "latent_floats": result.latent_floats_per_frame}
     write_json(task.out / "fidelity.json", facts)
 

@@ -20,9 +20,9 @@ import numpy as np
 import scipy.stats
 
 from latentgym.statistics import spearman
+from latentgym.studies.config import ADAPTED_SUFFIX
 from latentgym.studies.effects import Effect, mean_effect, ratio_interval
 from latentgym.studies.evidence import Benchmark, Evidence, Runs, read_evidence
-from latentgym.studies.plan import ADAPTED_SUFFIX
 
 SUPPORTED, CONTRADICTED, INCONCLUSIVE, NOT_TESTED = "supported", "contradicted", "inconclusive", "not tested"
 SMALL_SCALE, NATURAL_VIDEO = "small scale, domain video", "natural video"

@@ -3,20 +3,46 @@
 from __future__ import annotations
 
 import tomllib
+from collections import Counter
+from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from latentgym.corruptions import checked_corruption
+from latentgym.envs.behaviours import BEHAVIOURS
 from latentgym.errors import LatentGymError, UnknownNameError
 from latentgym.probes.inverse_dynamics import CONTROLS, DEFAULT_CONTROLS
 from latentgym.probes.robustness import parse_condition
 
+ADAPTED_SUFFIX = "+id"
+# Rows that look at no latent.
+NO_LATENT = ("constant", "previous_action")
+
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _distinct(values: tuple[int, ...]) -> tuple[int, ...]:
+    if len(set(values)) != len(values):
+        raise ValueError("each value may be listed once")
+    return values
+
+
+_Whole = Annotated[int, Field(ge=1)]
+_Seeds = Annotated[tuple[int, ...], Field(min_length=1), AfterValidator(_distinct)]
+_Steps = Annotated[tuple[_Whole, ...], AfterValidator(_distinct)]
 
 
 class Suite(_Section):
@@ -60,10 +86,10 @@ class Suite(_Section):
     policy: str = "noisy-expert"
     demonstrations: int = Field(30, ge=1)
     rollouts: int = Field(50, ge=0)
-    pretraining_seeds: tuple[int, ...] = (0,)
+    pretraining_seeds: _Seeds = (0,)
     pretraining_steps: int = Field(800, ge=1)
-    checkpoints: tuple[int, ...] = ()
-    policy_seeds: tuple[int, ...] = (0,)
+    checkpoints: _Steps = ()
+    policy_seeds: _Seeds = (0,)
     convnet_baseline: bool = False
     condition: Literal["none", "instruction"] | None = None
     chains: int = Field(0, ge=0)
@@ -72,6 +98,13 @@ class Suite(_Section):
     optional: bool = False
     data: str = ""
     data_options: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("policy")
+    @classmethod
+    def _known_behaviour(cls, policy: str) -> str:
+        if policy not in BEHAVIOURS:
+            raise UnknownNameError("behaviour policy", policy, BEHAVIOURS)
+        return policy
 
     @field_validator("rollouts")
     @classmethod
@@ -131,13 +164,20 @@ class AdaptationSettings(_Section):
 class ProbeSettings(_Section):
     """Offline probes: horizons in steps, ridge folds, MLP settings, replicates, controls of final checkpoints."""
 
-    horizons: tuple[int, ...] = (1, 4)
+    horizons: Annotated[_Steps, Field(min_length=1)] = (1, 4)
     folds: int = Field(5, ge=2)
-    mlp_horizons: tuple[int, ...] = (1,)
+    mlp_horizons: _Steps = (1,)
     mlp_steps: int = Field(3000, ge=1)
     mlp_seeds: int = Field(3, ge=1)
     replicates: int = Field(1000, ge=10)
     controls: tuple[str, ...] = DEFAULT_CONTROLS
+
+    @model_validator(mode="after")
+    def _mlp_at_horizons(self) -> ProbeSettings:
+        others = sorted({*self.mlp_horizons} - {*self.horizons})
+        if others and "mlp_horizons" in self.model_fields_set:
+            raise ValueError(f"mlp_horizons must be among horizons {self.horizons}, found {others}")
+        return self
 
 
 class RobustnessSettings(_Section):
@@ -184,6 +224,13 @@ class PolicySettings(_Section):
 
         # Under its full name, so that both spellings are one study.
         return find_head(head).kind
+
+    @model_validator(mode="after")
+    def _known_options(self) -> PolicySettings:
+        from latentgym.policies.heads import check_head_options
+
+        check_head_options(self.head, self.head_options)
+        return self
 
 
 class RolloutSettings(_Section):
@@ -273,12 +320,19 @@ class StudyConfig(_Section):
 
     @field_validator("suites")
     @classmethod
-    def _distinct(cls, suites: tuple[Suite, ...]) -> tuple[Suite, ...]:
-        envs = [env for suite in suites for env in suite.envs]
-        twice = sorted({env for env in envs if envs.count(env) > 1})
-        if twice:
-            raise ValueError(f"each environment may stand in one suite only, found twice: {', '.join(twice)}")
+    def _distinct_suites(cls, suites: tuple[Suite, ...]) -> tuple[Suite, ...]:
+        if twice := _twice(env for suite in suites for env in suite.envs):
+            raise ValueError(f"each environment may stand in one suite only, found twice: {twice}")
+        if twice := _twice(suite.name for suite in suites):
+            raise ValueError(f"each suite needs a name of its own, found twice: {twice}")
         return suites
+
+    @model_validator(mode="after")
+    def _distinct_encoders(self) -> StudyConfig:
+        adapted = [f"{name}{ADAPTED_SUFFIX}" for name in self.adapt]
+        if twice := _twice((*self.objectives, *adapted, *self.floors, *self.references, *self.weights, *NO_LATENT)):
+            raise ValueError(f"each encoder needs a name of its own, found twice: {twice}; rename those of weights")
+        return self
 
     @model_validator(mode="after")
     def _known_names(self) -> StudyConfig:
@@ -299,6 +353,11 @@ class StudyConfig(_Section):
                 if name not in known:
                     raise UnknownNameError(role, name, known)
         return self
+
+
+def _twice(names: Iterable[str]) -> str:
+    """The names that are there more than once."""
+    return ", ".join(sorted(name for name, count in Counter(names).items() if count > 1))
 
 
 def shipped_studies() -> tuple[str, ...]:
@@ -355,4 +414,5 @@ def _section_at(location: tuple[int | str, ...]) -> type[BaseModel]:
     if not location:
         return StudyConfig
     name = str(location[0])
-    return Suite if name == "suites" else type(StudyConfig.model_fields[name].default)
+    listed: dict[str, type[BaseModel]] = {"suites": Suite, "weights": LoadedEncoder}
+    return listed.get(name) or type(StudyConfig.model_fields[name].default)

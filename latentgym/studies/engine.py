@@ -214,6 +214,8 @@ def _outcome(future: Future[str | None], cell: Cell) -> str | None:
         message = future.result()
     except BrokenProcessPool:
         return f"a worker process died during {cell.name!r} (killed, or out of memory)"
+    except Exception as error:
+        return f"{cell.name}: its worker failed ({type(error).__name__}: {error})"
     return None if message is None else f"{cell.name}: {message}"
 
 
@@ -266,7 +268,7 @@ def _execute(kind: str, name: str, params: dict[str, Any], inputs: dict[str, str
     folder = Path(out)
     start_s = time.perf_counter()
     try:
-        with contextlib.ExitStack() as stack:
+        with disk_errors(folder), contextlib.ExitStack() as stack:
             if kind in RESUMABLE_KINDS:
                 folder.mkdir(parents=True, exist_ok=True)
                 scratch = folder
@@ -281,8 +283,9 @@ def _execute(kind: str, name: str, params: dict[str, Any], inputs: dict[str, str
         return str(error)
     except Exception as error:
         log = Path(root) / "errors" / f"{folder.name}.txt"
-        log.parent.mkdir(exist_ok=True)
-        log.write_text(traceback.format_exc())
+        with contextlib.suppress(OSError):
+            log.parent.mkdir(exist_ok=True)
+            log.write_text(traceback.format_exc())
         return f"failed unexpectedly ({type(error).__name__}: {error}); the traceback is in {log}"
     finally:
         gc.collect()  # simulators stand in reference cycles, and a batch of them can fill gigabytes

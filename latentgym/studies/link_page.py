@@ -14,8 +14,8 @@ from latentgym.rollouts.link_disagreements import Disagreement, disagreements
 from latentgym.rollouts.link_points import places_of
 from latentgym.statistics import crossed_bootstrap_interval, percentile_interval, wilson_interval
 from latentgym.studies import summary
+from latentgym.studies.config import ADAPTED_SUFFIX
 from latentgym.studies.pages import data_uri, render_page, script_json
-from latentgym.studies.plan import ADAPTED_SUFFIX
 from latentgym.studies.report import link_tables
 from latentgym.studies.wording import METRICS, label_env, label_metric, label_name
 

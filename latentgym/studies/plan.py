@@ -10,12 +10,11 @@ from typing import Any
 from latentgym.artifacts import content_key, file_digest
 from latentgym.errors import LatentGymError
 from latentgym.rollouts.calvin_chains import CHAINS_ENV
-from latentgym.studies.config import PolicySettings, StudyConfig, Suite
+from latentgym.studies.config import ADAPTED_SUFFIX, PolicySettings, StudyConfig, Suite
 from latentgym.studies.engine import Cell
 from latentgym.trajectories import open_dataset
 
 BASELINE_POLICIES = ("expert", "random", "constant")
-ADAPTED_SUFFIX = "+id"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import platform
 import shlex
@@ -19,10 +20,11 @@ import torch
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
-from latentgym.artifacts import atomic_write, content_key, write_json
+from latentgym.artifacts import atomic_write, content_key, disk_errors, write_json
 from latentgym.encoders import Encoder, load_encoder
 from latentgym.envs import make_env
 from latentgym.errors import LatentGymError
+from latentgym.policies.conditions import WORDS
 from latentgym.policies.sentences import sentence_size
 from latentgym.results import Row
 from latentgym.rollouts.link import LinkRow, link, write_points
@@ -30,7 +32,7 @@ from latentgym.seeding import derive_seed
 from latentgym.studies.assemble import all_rows, claim_replicates, link_points, measure
 from latentgym.studies.cells import open_recorded
 from latentgym.studies.claims import evaluate
-from latentgym.studies.config import LoadedEncoder, StudyConfig, Suite, load_config
+from latentgym.studies.config import LoadedEncoder, StudyConfig, Suite, load_config, parse_config
 from latentgym.studies.engine import CellRecord, run_cells, study_lock
 from latentgym.studies.evidence import REPLICATES_NAME, Evidence, benchmark_of
 from latentgym.studies.media import encoder_facts, gather_media
@@ -69,13 +71,13 @@ def run_study(
             What was finished before stays.
     """
     config = study if isinstance(study, StudyConfig) else load_config(study)
-    changes: dict[str, Any] = {} if seed is None else {"seed": seed}
+    given = config.model_dump(exclude_unset=True)
+    if seed is not None:
+        given["seed"] = seed
     if weights:
-        changes["weights"] = {
-            **config.weights,
-            **{name: LoadedEncoder(source=place) for name, place in weights.items()},
-        }
-    config = config.model_copy(update=changes)
+        given["weights"] = {**given.get("weights", {}), **weights}
+    config = parse_config(given, config.name)
+    reproduce = _reproduce(study, config, weights or {})
     root = Path(out)
     start_s = time.perf_counter()
     with study_lock(root):
@@ -86,8 +88,18 @@ def run_study(
             count = workers or _available_cores()
             records = run_cells(cells, root, count, progress.start, progress.done)
             progress.message("assembling results")
-            report = _write_results(config, plans, records, root, start_s, str(study))
+            with disk_errors(root):
+                report = _write_results(config, plans, records, root, start_s, reproduce)
     return report
+
+
+def _reproduce(study: str | Path | StudyConfig, config: StudyConfig, weights: Mapping[str, str]) -> str:
+    """The call that gives the same results: a command line, or Python where a command cannot say it."""
+    if not isinstance(study, StudyConfig) and not weights:
+        return f"latentgym study {shlex.quote(str(study))} --seed {config.seed} -o DIR"
+    if isinstance(study, StudyConfig):
+        return 'run_study(StudyConfig.model_validate(json.loads(Path("run.json").read_text())["config"]), DIR)'
+    return f"run_study({str(study)!r}, DIR, seed={config.seed}, weights={dict(weights)!r})"
 
 
 def _available_cores() -> int:
@@ -107,8 +119,9 @@ def _preflight(config: StudyConfig) -> tuple[StudyConfig, dict[str, str]]:
             if suite.data and not suite.rollouts:
                 suites.append(suite)
                 continue
-            if suite.condition == "instruction":
-                sentence_size()  # the sentence encoder's weights are there
+            told = suite.condition or config.policy.condition
+            if told == "instruction" and config.policy.instruction_encoder != WORDS:
+                sentence_size(config.policy.instruction_encoder)  # its weights are there
             for env_id in suite.envs:
                 make_env(env_id, image_size=suite.image_size, pixels=False, **suite.env_options).close()
         except LatentGymError as error:
@@ -169,7 +182,7 @@ def _write_results(
     records: Sequence[CellRecord],
     root: Path,
     start_s: float,
-    source: str,
+    reproduce: str,
 ) -> Path:
     rows: list[Row] = []
     points = []
@@ -206,7 +219,7 @@ def _write_results(
         "cells": [vars(record) for record in records],
         "encoders": encoders,
         "provenance": _provenance(plans, root, config),
-        "reproduce": f"latentgym study {source} --seed {config.seed} -o DIR",
+        "reproduce": reproduce,
         **gather_media(plans, root),
     }
     write_json(root / "run.json", run)
@@ -232,7 +245,6 @@ def _link_dict(row: LinkRow) -> dict[str, Any]:
 
 
 def _write_parquet(path: Path, rows: Sequence[Row]) -> None:
-    table = pa.Table.from_pylist([row.to_dict() for row in rows])
-    scratch = path.with_name(f".{path.name}.partial")
-    pq.write_table(table, scratch)
-    scratch.replace(path)
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist([row.to_dict() for row in rows]), buffer)
+    atomic_write(path, buffer.getvalue())

@@ -92,3 +92,44 @@ def test_environment_in_two_suites() -> None:
     data["suites"].append(dict(data["suites"][0], name="again"))
     with pytest.raises(LatentGymError, match="one suite only"):
         parse_config(data, "mine.toml")
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        (("weights",), {"my": {"source": "b", "siez": 3}}, r"weights\.my\.siez: unknown key 'siez'; known: image_size"),
+        (("weights",), {"state": "somewhere"}, "found twice: state; rename those of weights"),
+        (("weights",), {"previous_action": "somewhere"}, "found twice: previous_action"),
+        (("suites", 0, "policy"), "exprt", "unknown behaviour policy 'exprt'; did you mean"),
+        (("suites", 0, "pretraining_seeds"), [], r"suites\.0\.pretraining_seeds: .*at least 1"),
+        (("suites", 0, "pretraining_seeds"), [0, 0], "may be listed once"),
+        (("suites", 0, "policy_seeds"), [], r"suites\.0\.policy_seeds: .*at least 1"),
+        (("objectives",), ["diffusion", "diffusion"], "found twice: diffusion"),
+        (("probe", "horizons"), [], r"probe\.horizons: .*at least 1"),
+        (("probe", "horizons"), [0], r"probe\.horizons\.0: .*greater than or equal to 1"),
+        (("probe", "horizons"), [1, 1], "may be listed once"),
+        (("probe", "mlp_horizons"), [7], r"must be among horizons \(1, 4\), found \[7\]"),
+        (("policy", "head_options"), {"layer": 2}, "unknown option of head 'mlp' 'layer'"),
+    ],
+)
+def test_a_bad_value_is_refused_before_any_work(place: tuple[Any, ...], value: Any, message: str) -> None:
+    data = quickstart()
+    section: Any = data
+    for name in place[:-1]:
+        section = section[name]
+    section[place[-1]] = value
+    with pytest.raises(LatentGymError, match=message):
+        parse_config(data, "mine.toml")
+
+
+def test_suites_of_one_name() -> None:
+    data = quickstart()
+    data["suites"].append({"name": "tabletop", "envs": ["metaworld/reach-v3"]})
+    with pytest.raises(LatentGymError, match="each suite needs a name of its own, found twice: tabletop"):
+        parse_config(data, "mine.toml")
+
+
+def test_horizons_without_the_default_of_the_mlp() -> None:
+    data = quickstart()
+    data["probe"] = {"horizons": [2]}
+    assert parse_config(data, "mine.toml").probe.horizons == (2,)

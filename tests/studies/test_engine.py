@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,39 @@ def recording(env: str = "latentgym/TabletopReach-v0", episodes: int = 2) -> Cel
 
 def run(cells: list[Cell], root: Path) -> list[CellRecord]:
     return run_cells(cells, root, 1, lambda cell: None, lambda cell, record: None)
+
+
+FULL_DISK = """
+mount -t tmpfs -o size=256k tmpfs "$1" && exec "$2" - "$1" <<'PYTHON'
+import sys
+from pathlib import Path
+import numpy as np
+from latentgym.studies import cells
+from latentgym.studies.engine import _execute
+
+def fill(task):
+    cells._write_replicates(task, {"a": np.zeros(10**6)})
+
+cells.RUNNERS["floors"] = fill
+root = Path(sys.argv[1])
+print(_execute("floors", "floors", {}, {}, str(root / "cells" / "floors-1"), str(root)))
+print(sorted(path.name for path in (root / "cells").iterdir()))
+PYTHON
+"""
+
+
+def test_full_disk_is_one_message_and_leaves_no_cell(tmp_path: Path) -> None:
+    command = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", FULL_DISK, "sh", tmp_path, sys.executable]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    except FileNotFoundError:
+        pytest.skip("needs unshare(1) of util-linux")
+    if "unshare:" in done.stderr or "mount:" in done.stderr:
+        pytest.skip(f"needs a private mount: {done.stderr.strip()}")
+    assert done.returncode == 0, done.stderr
+    message, left = done.stdout.strip().splitlines()
+    assert message.startswith("the disk is full: could not write ") and "replicates.safetensors" in message
+    assert left == "[]"
 
 
 def test_finished_cells_are_reused(tmp_path: Path) -> None:

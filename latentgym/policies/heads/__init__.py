@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from latentgym.errors import LatentGymError, UnknownNameError
@@ -19,6 +19,7 @@ HEADS: dict[str, type[LatentHead]] = {
 """Heads by name, as :func:`latentgym.policies.train_policy` takes it."""
 ALIASES = {"act": ActionChunkingHead.kind, "flow": FlowMatchingHead.kind}
 """Short names."""
+_SHAPE = ("features", "components", "history", "actions", "horizon", "condition")
 
 
 def make_head(kind: str, shape: Mapping[str, Any], hidden: Sequence[int], options: Mapping[str, Any]) -> LatentHead:
@@ -26,7 +27,7 @@ def make_head(kind: str, shape: Mapping[str, Any], hidden: Sequence[int], option
 
     Args:
         kind: one of :data:`HEADS` or :data:`ALIASES`.
-        shape: ``features``, ``components``, ``history``, ``actions``, ``horizon`` and ``condition``.
+        shape: the entries of ``_SHAPE``.
         hidden: widths of hidden layers, for heads that have them.
         options: settings of this kind of head alone.
 
@@ -34,16 +35,26 @@ def make_head(kind: str, shape: Mapping[str, Any], hidden: Sequence[int], option
         UnknownNameError: if there is no such head, or it has no such option.
         LatentGymError: if an option does not fit.
     """
-    head = find_head(kind)
-    known = set(inspect.signature(head).parameters)
-    for name in options:
-        if name not in known - {*shape, "hidden"}:
-            raise UnknownNameError(f"option of head {kind!r}", name, known - {*shape, "hidden"})
-    widths: dict[str, Any] = {"hidden": hidden} if "hidden" in known else {}
+    head = check_head_options(kind, options)
+    widths: dict[str, Any] = {"hidden": hidden} if "hidden" in inspect.signature(head).parameters else {}
     try:
         return head(**shape, **widths, **options)
     except TypeError as error:
         raise LatentGymError(f"head {kind!r} does not take {dict(options)}: {error}") from error
+
+
+def check_head_options(kind: str, options: Iterable[str]) -> type[LatentHead]:
+    """The class of a head that takes these options.
+
+    Raises:
+        UnknownNameError: if there is no such head, or it has no such option.
+    """
+    head = find_head(kind)
+    known = set(inspect.signature(head).parameters) - {*_SHAPE, "hidden"}
+    for name in options:
+        if name not in known:
+            raise UnknownNameError(f"option of head {kind!r}", name, known)
+    return head
 
 
 def find_head(kind: str) -> type[LatentHead]:
