@@ -97,9 +97,15 @@ def test_record_probe_train_rollout(
     size = ["--episodes", 20, "--random-fraction", 0.5]
     assert run(capsys, monkeypatch, "record", env, "-o", data, *size)[0] == 0
     assert run(capsys, monkeypatch, "data", "check", data)[0] == 0
-    status, out, _ = run(capsys, monkeypatch, "probe", data, "--encoder", "pixel_pca", "--readout", "ridge", "--json")
-    names = {row["encoder"] for row in json.loads(out)}
+    arguments = ("probe", data, "--encoder", "pixel_pca", "--readout", "ridge", "--fidelity", "--json")
+    status, out, _ = run(capsys, monkeypatch, *arguments)
+    rows = json.loads(out)
+    names = {row["encoder"] for row in rows}
     assert status == 0
+    shares = {(row["encoder"], row["k"]): row for row in rows if row["metric"] == "action_r2_share_of_state"}
+    assert {("random", 1), ("random", 4), ("proprio", 1)} <= set(shares) and 0.5 < shares["proprio", 1]["value"] < 1.5
+    assert {row["encoder"] for row in rows if row["metric"] == "psnr_db"} == {"random", "pixels"}
+    assert {row["metric"] for row in rows} >= {"state_r2", "description_length_bits_saved"}
     assert {"pixel_pca", "state", "random", "pixels", "proprio", "constant", "previous_action"} <= names
     profile = tmp_path / "profile.html"
     status, out, _ = run(capsys, monkeypatch, "layers", data, "--encoder", "pixels", "--plot", profile, "--json")

@@ -18,6 +18,12 @@ if TYPE_CHECKING:
 Data = Annotated[Path, typer.Argument(help="Folder of a recorded data set.")]
 Out = Annotated[Path, typer.Option("-o", "--out", help="Folder to write to.")]
 Seed = Annotated[int, typer.Option(help="Root seed; equal seeds give equal bits.")]
+SplitSeed = Annotated[
+    int,
+    typer.Option(
+        help="Seed of the split into training, validation and test episodes; one and the same for every verb."
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Encoder = Annotated[str, typer.Option("--encoder", help="Registered name, folder, or hub id.")]
 Encoders = Annotated[list[str], typer.Option("--encoder", help="Name, folder or hub id; repeatable.")]

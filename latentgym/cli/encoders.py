@@ -9,7 +9,18 @@ from typing import Annotated
 import typer
 
 from latentgym.cli.app import app, check_app
-from latentgym.cli.arguments import Data, DataOption, DeviceOption, Encoder, Horizon, Json, Out, Seed, open_data
+from latentgym.cli.arguments import (
+    Data,
+    DataOption,
+    DeviceOption,
+    Encoder,
+    Horizon,
+    Json,
+    Out,
+    Seed,
+    SplitSeed,
+    open_data,
+)
 from latentgym.cli.printing import print_json, print_table, report_problems
 
 
@@ -40,6 +51,7 @@ def pretrain(
     steps: Annotated[int, typer.Option(min=1)] = 800,
     batch_size: Annotated[int, typer.Option(min=2)] = 64,
     checkpoint: Annotated[list[int], typer.Option(help="Step of an intermediate checkpoint; repeatable.")] = [],  # noqa: B006
+    split_seed: SplitSeed = 0,
     device: DeviceOption = "cpu",
     data_option: DataOption = [],  # noqa: B006
 ) -> None:
@@ -49,7 +61,7 @@ def pretrain(
     from latentgym.trajectories import split_episodes
 
     datasets = [open_data(path, data_option) for path in data]
-    pairs = [(dataset, split_episodes(dataset, seed=seed).train) for dataset in datasets]
+    pairs = [(dataset, split_episodes(dataset, seed=split_seed).train) for dataset in datasets]
     with track_counts(f"pretraining {objective}", steps) as progress:
         folder = run_pretraining(
             objective, pairs, out=out, seed=seed, steps=steps, batch_size=batch_size,
@@ -70,7 +82,7 @@ def adapt(
     horizon: Horizon = 1,
     batch_size: Annotated[int, typer.Option(min=2)] = 32,
     image_size: Annotated[int | None, typer.Option(help="Side of the frames in pixels; the encoder's own.")] = None,
-    split_seed: Annotated[int | None, typer.Option(help="Seed of the split; that of --seed if left out.")] = None,
+    split_seed: SplitSeed = 0,
     trunk_learning_rate: Annotated[float, typer.Option(help="Peak learning rate of a fine-tuned trunk.")] = 1e-4,
     device: DeviceOption = "auto",
     data_option: DataOption = [],  # noqa: B006
@@ -81,7 +93,7 @@ def adapt(
     from latentgym.trajectories import split_episodes
 
     dataset = open_data(data, data_option)
-    split = split_episodes(dataset, seed=seed if split_seed is None else split_seed)
+    split = split_episodes(dataset, seed=split_seed)
     with track_counts(f"adapting {encoder}", steps) as progress:
         folder = run_adaptation(
             encoder, dataset, out=out, arm=arm, control=control, steps=steps, seed=seed, k=horizon,

@@ -16,6 +16,7 @@ from latentgym.cli.arguments import (
     Json,
     Out,
     Seed,
+    SplitSeed,
     Workers,
     open_data,
     parse_options,
@@ -41,17 +42,19 @@ def train(
     chunk: Annotated[int | None, typer.Option(min=1, help="Actions planned at once; the head's own default.")] = None,
     history: Annotated[int, typer.Option(min=1, help="Latents that it sees.")] = 3,
     head_option: Annotated[list[str], typer.Option(help="key=value for the head; repeatable.")] = [],  # noqa: B006
+    split_seed: SplitSeed = 0,
     data_option: DataOption = [],  # noqa: B006
 ) -> None:
     """Train a policy head on frozen latents to imitate demonstrations."""
     from latentgym.encoders import load_encoder
     from latentgym.policies import train_policy
+    from latentgym.trajectories import split_episodes
 
     dataset = open_data(data, data_option)
     policy = train_policy(
         dataset, load_encoder(encoder), head=head, condition=condition, instruction_encoder=instruction_encoder,
         chunk=chunk, history=history, head_options=parse_options(head_option, "--head-option"),
-        seed=seed, steps=steps, demonstrations=demonstrations,
+        split=split_episodes(dataset, seed=split_seed), seed=seed, steps=steps, demonstrations=demonstrations,
     )  # fmt: skip
     policy.save(out)
     print(f"policy in {out}; cloning R² on held-out demonstrations {cell_text(policy.cloning_r2)}")

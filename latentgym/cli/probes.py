@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from latentgym.cli.app import app
-from latentgym.cli.arguments import Cache, Data, DataOption, Encoders, Horizon, Json, Seed, open_cache, open_data
+from latentgym.cli.arguments import (
+    Cache,
+    Data,
+    DataOption,
+    Encoders,
+    Horizon,
+    Json,
+    Seed,
+    SplitSeed,
+    open_cache,
+    open_data,
+)
 from latentgym.cli.printing import print_rows
+
+if TYPE_CHECKING:
+    from latentgym.probes import ProbeResult
+    from latentgym.results import Row
+    from latentgym.trajectories import Dataset, Split
 
 
 @app.command()
@@ -27,6 +43,10 @@ def probe(
     ],
     target: Annotated[list[str], typer.Option(help="mean, first or chunk; repeatable.")] = ["mean", "first"],  # noqa: B006
     description_length: Annotated[bool, typer.Option(help="Code lengths and the sample-efficiency curve.")] = True,
+    fidelity: Annotated[
+        bool, typer.Option("--fidelity", help="Also train one decoder of equal size per encoder: PSNR, SSIM, GMSD.")
+    ] = False,
+    split_seed: SplitSeed = 0,
     cache: Cache = None,
     data_option: DataOption = [],  # noqa: B006
     as_json: Json = False,
@@ -34,15 +54,17 @@ def probe(
     """Probe frozen latents for the action, with every floor and an interval beside each number."""
     from latentgym.probes import probe as run_probe
     from latentgym.probes import probe_floors
+    from latentgym.probes.report import share_of_ceiling
     from latentgym.trajectories import split_episodes
 
     dataset = open_data(data, data_option)
-    settings: dict[str, Any] = {"split": split_episodes(dataset, seed=seed), "horizons": tuple(horizon)}
+    settings: dict[str, Any] = {"split": split_episodes(dataset, seed=split_seed), "horizons": tuple(horizon)}
     features = open_cache(cache)
     rows = list(probe_floors(dataset, **settings))
     floors = [name for name in ("random", "pixels", "proprio", "state") if name not in encoder]
+    results: dict[str, ProbeResult] = {}
     for source in [*encoder, *floors]:
-        result = run_probe(
+        results[source] = run_probe(
             dataset,
             source,
             **settings,
@@ -53,8 +75,31 @@ def probe(
             seed=seed,
             cache=features,
         )
-        rows += result.rows
+        rows += results[source].rows
+    shares = [
+        share_of_ceiling(result, results["state"], k)
+        for source, result in results.items()
+        if source != "state"
+        for k in horizon
+    ]
+    rows += [share for share in shares if share is not None]
+    if fidelity:
+        rows += _fidelity_rows(dataset, settings["split"], list(results), seed)
     print_rows(str(data), rows, as_json)
+
+
+def _fidelity_rows(dataset: Dataset, split: Split, sources: list[str], seed: int) -> list[Row]:
+    """Rows of the equal decoder for every encoder that reads pixels."""
+    from latentgym.encoders import load_encoder
+    from latentgym.probes import fidelity
+    from latentgym.probes.floors import FITTED_FLOORS, FLOORS
+
+    rows: list[Row] = []
+    for source in sources:
+        encoder = None if source in (*FLOORS, *FITTED_FLOORS) else load_encoder(source)
+        if encoder is not None and encoder.spec.modality == "pixels":
+            rows += fidelity([(dataset, split)], encoder, seed=seed).rows
+    return rows
 
 
 @app.command()
@@ -63,6 +108,7 @@ def layers(
     encoder: Encoders,
     plot: Annotated[Path | None, typer.Option(help="HTML file for the depth profile.")] = None,
     seed: Seed = 0,
+    split_seed: SplitSeed = 0,
     horizon: Horizon = 1,
     cache: Cache = None,
     data_option: DataOption = [],  # noqa: B006
@@ -70,11 +116,12 @@ def layers(
 ) -> None:
     """Probe every block of an encoder, from one pass over the frames, and draw its depth profile."""
     from latentgym.probes import probe_layers, write_depth_profile
+    from latentgym.trajectories import split_episodes
 
     dataset, rows = open_data(data, data_option), []
-    features = open_cache(cache)
+    split, features = split_episodes(dataset, seed=split_seed), open_cache(cache)
     for source in encoder:
-        rows += probe_layers(dataset, source, k=horizon, seed=seed, cache=features).rows
+        rows += probe_layers(dataset, source, split=split, k=horizon, seed=seed, cache=features).rows
     if plot is not None:
         write_depth_profile(plot, rows)
     print_rows(str(data), rows, as_json)
@@ -90,6 +137,7 @@ def robustness(
     readout: Annotated[list[str], typer.Option(help="ridge or mlp; repeatable.")] = ["ridge"],  # noqa: B006
     per_frame: Annotated[bool, typer.Option("--per-frame", help="Draw noise anew for every frame.")] = False,
     seed: Seed = 0,
+    split_seed: SplitSeed = 0,
     horizon: Horizon = 1,
     cache: Cache = None,
     data_option: DataOption = [],  # noqa: B006
@@ -98,13 +146,15 @@ def robustness(
     """Test readouts of clean latents on corrupted clips and under temporal stress."""
     from latentgym.probes import robustness as run_robustness
     from latentgym.probes.robustness import DEFAULT_CONDITIONS
+    from latentgym.trajectories import split_episodes
 
     dataset, rows = open_data(data, data_option), []
-    features = open_cache(cache)
+    split, features = split_episodes(dataset, seed=split_seed), open_cache(cache)
     for source in encoder:
         rows += run_robustness(
             dataset,
             source,
+            split=split,
             k=horizon,
             conditions=tuple(condition or DEFAULT_CONDITIONS),
             readouts=tuple(readout),

@@ -110,6 +110,8 @@ def pretrain(
         needs_actions = OBJECTIVES[objective].trained_on_actions
         pool = ClipPool(data, seed=seed, steps=steps, camera=camera, actions=needs_actions, pool_bytes=pool_bytes)
         run = _Run(objective, pool, out, key, seed=seed, steps=steps, batch_size=batch_size, device=target)
+        if needs_actions:
+            run.label_episodes = {dataset.key: [int(index) for index in episodes] for dataset, episodes in data}
         run.resume()
         for step in range(run.done, steps):
             run.step()
@@ -150,6 +152,7 @@ class _Run:
         self.done = 0
         self.losses: list[float] = []
         self.flops_per_step = 0
+        self.label_episodes: dict[str, list[int]] = {}
 
     def step(self) -> None:
         """One optimiser step; the first one's floating-point operations are counted."""
@@ -220,6 +223,7 @@ class _Run:
             "parameters_extra": everything - encoding,
             "training_flops": self.flops_per_step * self.done,
             "latent_std": features.std(dim=0).mean().item(),
+            "label_episodes": self.label_episodes,
             "loss_curve": loss_curve(self.losses),
         }
 

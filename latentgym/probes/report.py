@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from latentgym.probes.scores import Estimate, action_scores, constant_columns, dimension_groups, resamples
+from latentgym.probes.scores import Estimate, action_scores, constant_columns, dimension_groups, resamples, share
 from latentgym.probes.windows import Windows
 from latentgym.results import Row
 from latentgym.trajectories.episode import ActionSpec
@@ -34,6 +34,32 @@ class ProbeResult:
     replicates: dict[str, NDArray[np.float64]] = dataclasses.field(default_factory=dict)
     constant_dimensions: tuple[str, ...] = ()
     lambdas: dict[str, float] = dataclasses.field(default_factory=dict)
+
+
+def share_of_ceiling(result: ProbeResult, ceiling: ProbeResult, k: int) -> Row | None:
+    """Action R² of ``result`` divided by that of ``ceiling``, a probe of the simulator's state on the same data.
+
+    Returns:
+        The row ``action_r2_share_of_state`` of ridge on pairs at horizon k; ``None`` where it is undefined.
+    """
+    key = f"action_r2|ridge|pair|{k}|all"
+    ours, best = _macro_row(result, key), _macro_row(ceiling, key)
+    if ours is None or best is None:
+        return None
+    found = share(Estimate(ours.value, result.replicates[key]), Estimate(best.value, ceiling.replicates[key]))
+    if found is None:
+        return None
+    low, high = found.interval
+    return dataclasses.replace(ours, metric="action_r2_share_of_state", value=found.value, low=low, high=high)
+
+
+def _macro_row(result: ProbeResult, key: str) -> Row | None:
+    """The macro mean whose replicates have that name."""
+    for row in result.rows:
+        parts = (row.metric, row.readout, row.input, row.k, row.subset, row.condition)
+        if row.dimension == "macro" and key == "|".join(str(part) for part in parts if part is not None):
+            return row
+    return None
 
 
 class Scorer:

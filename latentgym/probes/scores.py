@@ -45,6 +45,14 @@ def estimate(values: Array) -> Estimate:
     return Estimate(float(values[0]) if np.isfinite(values[0]) else None, values[1:])
 
 
+def share(part: Estimate, whole: Estimate) -> Estimate | None:
+    """A score divided by another on the same resamples; ``None`` unless both are defined and ``whole`` is positive."""
+    if part.value is None or whole.value is None or whole.value <= 0:
+        return None
+    positive = np.where(whole.replicates > 0, whole.replicates, np.nan)
+    return Estimate(part.value / whole.value, part.replicates / positive)
+
+
 def resamples(dataset_key: str, subset: str, episodes: int, replicates: int) -> Array:
     """``(1 + R, E)`` how often each episode counts: once in row 0, then as drawn with replacement.
 

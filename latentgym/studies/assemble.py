@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from latentgym.artifacts import read_json
+from latentgym.probes.scores import Estimate, share
 from latentgym.results import Row
 from latentgym.rollouts.corruption import drop_rows, success_drops
 from latentgym.rollouts.link import LinkPoint
@@ -180,14 +181,13 @@ def _comparisons(item: Measured, measured: Sequence[Measured]) -> Iterator[Row]:
     twin = _find(measured, "random", item.env, item.use.seed)
     probe: dict[str, Any] = {"readout": "ridge", "input": "pair", "k": 1, "subset": "all", "dimension": "macro"}
     if ceiling is not None and item is not ceiling:
-        ours, best = item.value("action_r2"), ceiling.value("action_r2")
-        if ours is not None and best is not None and best > 0:
-            top = ceiling.replicates[replicate_key("action_r2")]
-            shares = item.replicates[replicate_key("action_r2")] / np.where(top > 0, top, np.nan)
-            low, high = percentile_interval(shares[np.isfinite(shares)])
+        key = replicate_key("action_r2")
+        found = share(*(Estimate(one.value("action_r2"), one.replicates[key]) for one in (item, ceiling)))
+        if found is not None:
+            low, high = found.interval
             yield Row(
                 **item.identity, **probe, metric="action_r2_share_of_state",
-                value=ours / best, low=low, high=high, n=_episodes(item),
+                value=found.value, low=low, high=high, n=_episodes(item),
             )  # fmt: skip
     if twin is not None and item is not twin:
         ours, floor = item.value("action_r2"), twin.value("action_r2")
