@@ -89,6 +89,14 @@ def test_power_says_how_many_episodes(capsys: pytest.CaptureFixture[str], monkey
     assert plan["episodes"] == 211 and plan["power"] >= 0.8 and plan["method"] == "exact"
 
 
+def test_chains_refuse_what_they_do_not_take(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ("rollout", "calvin-chains", "--policy", "expert", "--corruption", "snow", "--per-step")
+    status, _, error = run(capsys, monkeypatch, *arguments)
+    assert status == 2 and "calvin-chains does not take --corruption, --per-step" in error
+
+
 def test_record_probe_train_rollout(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

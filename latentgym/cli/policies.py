@@ -25,6 +25,8 @@ from latentgym.cli.arguments import (
 from latentgym.cli.printing import cell_text, print_json, print_table
 from latentgym.errors import LatentGymError
 
+EPISODES = 100
+
 
 @app.command()
 def train(
@@ -111,7 +113,7 @@ def train_rl(
 def rollout(
     env: Annotated[str, typer.Argument(help="Environment id, or calvin-chains for CALVIN's evaluation.")],
     policy: Annotated[str, typer.Option(help="Folder of a trained policy, or expert, or random.")],
-    episodes: Annotated[int, typer.Option(min=1)] = 100,
+    episodes: Annotated[int, typer.Option(min=1)] = EPISODES,
     chains: Annotated[int, typer.Option(min=1, max=1000, help="How many of CALVIN's thousand chains.")] = 1000,
     seed: Seed = 0,
     workers: Annotated[int, typer.Option(min=0, help="Processes that step environments; 0 for none.")] = 0,
@@ -136,8 +138,12 @@ def rollout(
     from latentgym.rollouts import evaluate, evaluate_corrupted, resolve_policy, rollout_seeds
 
     if env == "calvin-chains":
-        if video is not None:
-            raise LatentGymError("calvin-chains writes no videos; leave out --video")
+        chosen = {
+            "--video": video, "--corruption": corruption, "--severity": severity, "--per-step": per_step,
+            "--batch-size": batch_size, "--episodes": episodes != EPISODES, "--software": software != "warn",
+        }  # fmt: skip
+        if unknown := [name for name, value in chosen.items() if value]:
+            raise LatentGymError(f"calvin-chains does not take {', '.join(unknown)}; leave out what it does not take")
         _rollout_chains(policy, chains, seed, max(1, workers), parse_options(option), as_json)
         return
     if corruption or severity:

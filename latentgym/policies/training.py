@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -192,6 +193,12 @@ class _Windows:
         single = latents_of(dataset, encoder, used, View("single"), cache) if condition == "goal" else None
         texts = None
         if condition == "instruction":
+            if not any(episode.instruction for episode in episodes):
+                warnings.warn(
+                    f"no episode of {dataset.path} has an instruction, so that the policy learns nothing of what it is "
+                    "told; of CALVIN's data, episodes='language' has them",
+                    stacklevel=4,
+                )
             texts = instruction_features([episode.instruction for episode in episodes], instruction_encoder)
         starts = np.concatenate([[0], np.cumsum(lengths + 1)[:-1]])
         rows = np.concatenate([start + np.arange(length) for start, length in zip(starts, lengths, strict=True)])

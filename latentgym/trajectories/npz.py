@@ -61,7 +61,7 @@ def array_names(path: Path) -> dict[str, int]:
             return {entry.filename.removesuffix(SUFFIX): entry.CRC for entry in archive.infolist()}
     except FileNotFoundError as error:
         raise CorruptDataError(f"{path} is missing; copy or download it again") from error
-    except (zipfile.BadZipFile, EOFError, OSError) as error:
+    except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError) as error:
         raise CorruptDataError(f"{path} is truncated or damaged ({error}); copy or download it again") from error
 
 

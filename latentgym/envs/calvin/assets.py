@@ -49,6 +49,8 @@ def find_assets(folder: str | os.PathLike[str] | None = None) -> Path:
         LatentGymError: if there is nothing.
         CorruptDataError: if files are missing, truncated or altered, as after half a download.
     """
+    if not isinstance(folder, str | os.PathLike | None):
+        raise LatentGymError(f"assets: expected a folder, found {folder!r}")
     named = folder if folder is not None else os.environ.get(ROOT_VARIABLE) or None
     root = Path(named) if named is not None else default_folder()
     if not root.is_dir():
@@ -59,11 +61,18 @@ def find_assets(folder: str | os.PathLike[str] | None = None) -> Path:
 
 @functools.cache
 def _check(root: Path) -> None:
-    """Compare every needed file with its digest, once per process."""
+    """Compare every needed file, and the sentences that are there, with their digests, once per process."""
+    needed = {
+        root / path: entry for path, entry in manifest()["calvin_env"]["files"].items() if not entry.get("optional")
+    }
+    sentences = {
+        path: entry
+        for name, entry in manifest()["calvin"]["files"].items()
+        for folder in _ANNOTATIONS
+        if (path := root / folder / Path(name).name).is_file()
+    }
     problems = [
-        problem
-        for path, entry in manifest()["calvin_env"]["files"].items()
-        if not entry.get("optional") and (problem := _problem(root / path, entry)) is not None
+        problem for path, entry in {**needed, **sentences}.items() if (problem := _problem(path, entry)) is not None
     ]
     if problems:
         shown = ", ".join(problems[:_SHOWN]) + (f" and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else "")

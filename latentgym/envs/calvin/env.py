@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from latentgym.envs.calvin.actions import ACTION_SPECS, checked_action
 from latentgym.envs.calvin.assets import find_assets, instructions
-from latentgym.envs.calvin.rendering import NATIVE_SIZE, choose_renderer
+from latentgym.envs.calvin.rendering import NATIVE_SIZE, RENDERERS, choose_renderer
 from latentgym.envs.calvin.scene import load_scene
 from latentgym.envs.calvin.simulator import Simulator
 from latentgym.envs.calvin.snapshot import Snapshot
@@ -91,8 +91,10 @@ class CalvinEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         backend: Literal["latentgym", "calvin_env"] = "latentgym",
         render_mode: str | None = None,
     ) -> None:
+        if not isinstance(cameras, str | list | tuple):
+            raise LatentGymError(f"cameras: expected a list of {' and '.join(_CAMERAS)}, found {cameras!r}")
         cameras = tuple([cameras] if isinstance(cameras, str) else cameras) if pixels else ()
-        _check_options(cameras, image_size, render, horizon, action_mode, backend, render_mode)
+        _check_options(cameras, image_size, render, renderer, horizon, action_mode, backend, render_mode)
         self.env_id = f"latentgym/Calvin{scene}-v0"
         self.render_mode = render_mode
         self._cameras, self._depth, self._relative = cameras, depth, action_mode == "relative"
@@ -165,10 +167,11 @@ class CalvinEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         Args:
             seed: determines the episode fully; not needed where ``options`` give the state.
             options: ``"task"``: name of the task to judge in this episode, or ``None``. ``"robot_obs"`` ``(15,)`` and
-                ``"scene_obs"`` ``(24,)``: the state to start from; they come back changed by up to 2e-3, since the
-                simulator takes one step. What is not given is at rest for the robot; the scene is drawn such that the
-                task can be done (tasks of placing and stacking begin with a lifted block in the hand) or, without a
-                task, with doors closed, lights off and blocks anywhere.
+                ``"scene_obs"`` ``(24,)``: the state to start from; they come back changed by up to 3e-3, since the
+                simulator takes one step, and the gripper's command, last of ``robot_obs``, as open. Where they are left
+                out, the robot is at rest, and the scene is drawn such that the task can be done (tasks of placing and
+                stacking begin with a lifted block in the hand) or, without a task, with doors closed, lights off and
+                blocks anywhere.
 
         Raises:
             LatentGymError: if an option is unknown or has a bad value.
@@ -303,6 +306,8 @@ def _checked_task(task: str) -> str:
 
 
 def _checked_tasks(task: str | Sequence[str] | None) -> tuple[str, ...]:
+    if not isinstance(task, str | list | tuple | None):
+        raise LatentGymError(f"task: expected the name of a task or a list of them, found {task!r}")
     tasks = () if task is None else (task,) if isinstance(task, str) else tuple(task)
     if task is not None and not tasks:
         raise LatentGymError("task: expected the name of a task or of several, found none; leave it out for no task")
@@ -325,6 +330,7 @@ def _check_options(
     cameras: tuple[str, ...],
     image_size: int,
     render: str,
+    renderer: str,
     horizon: int,
     action_mode: str,
     backend: str,
@@ -332,6 +338,7 @@ def _check_options(
 ) -> None:
     choices: Mapping[str, tuple[Any, tuple[Any, ...]]] = {
         "render": (render, ("fast", "stock")),
+        "renderer": (renderer, RENDERERS),
         "action_mode": (action_mode, tuple(ACTION_SPECS)),
         "backend": (backend, _BACKENDS),
         "render_mode": (render_mode, (None, "rgb_array")),

@@ -181,6 +181,6 @@ def predicate(task: str) -> Predicate:
     Raises:
         UnknownNameError: if there is no such task.
     """
-    if task not in TASKS:
-        raise UnknownNameError("CALVIN task", task, TASKS)
+    if not isinstance(task, str) or task not in TASKS:
+        raise UnknownNameError("CALVIN task", str(task), TASKS)
     return TASKS[task]

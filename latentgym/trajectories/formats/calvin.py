@@ -70,6 +70,9 @@ class CalvinOptions:
     workers: int | None = None
 
     def __post_init__(self) -> None:
+        for name in ("actions", "episodes", "camera", "annotations", "renderer"):
+            if not isinstance(getattr(self, name), str):
+                raise LatentGymError(f"{name}: expected a text, found {getattr(self, name)!r}")
         layout.action_spec(self.actions)
         if self.episodes not in ("play", "language"):
             raise LatentGymError(f"episodes: expected 'play' or 'language', found {self.episodes!r}")

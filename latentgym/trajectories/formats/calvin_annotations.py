@@ -86,7 +86,7 @@ def read_annotations(folder: Path, ranges: Sequence[PlayRange], name: str = ANNO
             Span(int(first), int(last), str(task), str(text), row)
             for row, ((first, last), task, text) in enumerate(zip(bounds, tasks, texts, strict=True))
         ]
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
         raise CorruptDataError(
             f"{path}: expected language/ann, language/task and info/indx of one length; {type(error).__name__}: {error}"
         ) from error
@@ -120,7 +120,10 @@ def read_task_embeddings(folder: Path, name: str = ANNOTATION_FOLDER) -> dict[st
 def _embeddings(language: dict[str, Any], path: Path) -> NDArray[np.float32] | None:
     if "emb" not in language:
         return None
-    rows = np.asarray(language["emb"])
+    try:
+        rows = np.asarray(language["emb"])
+    except ValueError:  # rows of different lengths
+        rows = np.empty(0)
     if rows.dtype.kind != "f" or rows.ndim < 2 or len(rows) != len(language["ann"]):
         raise CorruptDataError(f"{path}: language/emb: expected one row of floats per sentence, found {rows.shape}")
     return rows.reshape(len(rows), math.prod(rows.shape[1:])).astype(np.float32)

@@ -136,8 +136,11 @@ def read_scenes(folder: Path) -> dict[str, tuple[int, int]]:
         letter = str(name).removeprefix("calvin_scene_")
         if letter not in SCENES:
             raise CorruptDataError(f"{path}: unknown scene {name!r}; expected calvin_scene_A, _B, _C or _D")
-        bounds = np.asarray(steps)
-        if bounds.shape != (2,) or bounds.dtype.kind not in "iu":
+        try:
+            bounds = np.asarray(steps)
+        except ValueError:  # lists of different lengths
+            bounds = np.empty(0)
+        if bounds.shape != (2,) or bounds.dtype.kind not in "iu" or bounds[0] > bounds[1]:
             raise CorruptDataError(f"{path}: scene {letter}: expected the first and last step, found {steps!r}")
         scenes[letter] = (int(bounds[0]), int(bounds[1]))
     return scenes
@@ -199,6 +202,13 @@ def _scene_of(scenes: dict[str, tuple[int, int]], first: int, last: int, folder:
             f"{folder / SCENE_FILE}: the play range {first} to {last} lies in the scenes {' and '.join(touched)}; "
             "expected one scene per range"
         )
+    for letter in touched:
+        low, high = scenes[letter]
+        if first < low or last > high:
+            raise CorruptDataError(
+                f"{folder / SCENE_FILE}: scene {letter} holds the steps {low} to {high}, which is a part of the play "
+                f"range {first} to {last}; expected whole ranges"
+            )
     return touched[0] if touched else ""
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from latentgym import cli
 from latentgym.envs.calvin import assets
-from latentgym.errors import LatentGymError
+from latentgym.errors import CorruptDataError, LatentGymError
 
 
 @pytest.fixture
@@ -77,6 +77,16 @@ def test_half_a_folder_is_neither_used_nor_overwritten(source: Path, tmp_path: P
     with pytest.raises(LatentGymError, match=r"plane\.obj is missing; remove that folder") as found:
         assets.fetch_assets(half, str(source))
     assert str(found.value).count(";") == 1
+
+
+@pytest.mark.parametrize("content", ["", "rotate_red_block_right: ['take the red", "rotate_red_block_right: []\n"])
+def test_half_a_file_of_sentences_is_refused(source: Path, tmp_path: Path, content: str) -> None:
+    half = shutil.copytree(source, tmp_path / "half")
+    victim = half / "annotations" / "new_playtable_validation.yaml"
+    victim.chmod(0o644)
+    victim.write_text(content)
+    with pytest.raises(CorruptDataError, match=r"new_playtable_validation\.yaml has \d+ bytes instead of"):
+        assets.find_assets(half)
 
 
 def test_the_command(

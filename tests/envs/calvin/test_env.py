@@ -78,13 +78,31 @@ def test_a_used_world_resets_to_the_bit(env: gymnasium.Env) -> None:
 @pytest.mark.parametrize(
     "options",
     [{"robot": 1}, {"robot_obs": np.zeros(14)}, {"scene_obs": np.full(24, np.nan)}, {"scene_obs": "drawer"},
-     {"task": "dance"}, {"scene_obs": np.full(24, 0.5)}],
-    ids=["unknown", "short", "NaN", "text", "task", "half a light"],
+     {"task": "dance"}, {"task": ["open_drawer"]}, {"scene_obs": np.full(24, 0.5)}],
+    ids=["unknown", "short", "NaN", "text", "task", "list of tasks", "half a light"],
 )  # fmt: skip
 def test_bad_reset_options_are_refused(env: gymnasium.Env, options: dict) -> None:
     with pytest.raises(LatentGymError):
         env.reset(seed=0, options=options)
     env.reset(seed=0)  # and leave it usable
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"task": 3}, "task: expected the name"),
+        ({"cameras": 3}, "cameras: expected a list"),
+        ({"renderer": "vulkan"}, "renderer: expected"),
+        ({"backend": "calvin"}, "backend: expected"),
+        ({"backend": "calvin_env", "image_size": 64}, "renders at its own size"),
+        ({"horizon": 0}, "horizon: expected a positive integer"),
+    ],
+)
+def test_bad_options_are_refused(assets: Path, options: dict, message: str) -> None:
+    with pytest.raises(LatentGymError, match=message):
+        make_env("latentgym/CalvinD-v0", assets=assets, pixels=False, **options)
+    with pytest.raises(LatentGymError, match="assets: expected a folder"):
+        make_env("latentgym/CalvinD-v0", assets=3, pixels=False)
 
 
 def test_absolute_actions_reach_the_pose_that_they_name(assets: Path) -> None:

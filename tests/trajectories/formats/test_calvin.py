@@ -174,6 +174,8 @@ def test_the_gripper_camera_can_be_the_main_one(make_calvin):
         ({"camera": "static"}, "rgb_static, rgb_gripper"),
         ({"renderer": "auto"}, "'egl' or 'tiny'"),
         ({"annotations": "lang_other"}, "is missing"),
+        ({"annotations": 3}, "annotations: expected a text"),
+        ({"actions": [1]}, "actions: expected a text"),
     ],
 )
 def test_bad_options(make_calvin, options, message):
@@ -263,6 +265,9 @@ def test_a_wrong_index_is_refused_on_opening(make_calvin, index, message):
         ({"calvin_scene_E": [0, 47]}, "unknown scene 'calvin_scene_E'"),
         ({"calvin_scene_A": [0, 10], "calvin_scene_B": [11, 47]}, "scenes A and B"),
         ({"calvin_scene_A": "everything"}, "first and last step"),
+        ({"calvin_scene_A": [47, 0]}, "first and last step"),
+        ({"calvin_scene_A": [[0], [1, 2]]}, "first and last step"),
+        ({"calvin_scene_A": [0, 10]}, "a part of the play range"),
         ([1, 2], "dictionary of scenes"),
     ],
 )
@@ -288,6 +293,18 @@ def test_annotations_that_point_nowhere_or_attack_are_refused(make_calvin, tmp_p
     folder = make_calvin("outside", spans=((30, 42),))
     with pytest.raises(CorruptDataError, match="in no play range"):
         open_dataset(folder)
+
+    for field, value, message in (
+        ("emb", [[0.0], [0.0, 1.0]], "one row of floats per sentence"),
+        ("indx", [(0, float("inf"))], "info/indx of one length; OverflowError"),
+    ):
+        folder = make_calvin(field)
+        path = folder / "lang_annotations" / "auto_lang_ann.npy"
+        content = np.load(path, allow_pickle=True).item()
+        content["info" if field == "indx" else "language"][field] = value
+        np.save(path, np.array(content), allow_pickle=True)
+        with pytest.raises(CorruptDataError, match=message):
+            open_dataset(folder)
 
     class Attack:
         def __reduce__(self):
