@@ -8,6 +8,8 @@ SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))
 PYTHON ?= $(shell for candidate in python3.11 python3.12 python3; do \
 	if $$candidate -c '$(SUPPORTED)' >/dev/null 2>&1; then echo $$candidate; break; fi; done)
 STUDY ?= quickstart
+# The tabletop comes with the core; other studies use every simulator.
+EXTRA := $(if $(filter quickstart smoke,$(STUDY)),,-all)
 OUT ?= runs/$(STUDY)
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 # What decides about the installed packages: a change of either installs again.
@@ -31,9 +33,9 @@ help:
 	@echo "make test    set up $(VENV) with the test extra, then lint, types and all tests"
 	@echo "make docs    build the documentation into site/"
 	@echo "make clean   remove $(VENV) and the caches (runs/ is kept)"
-	@echo "choose another interpreter with PYTHON=..., another study with STUDY=smoke|quickstart|standard"
+	@echo "choose another interpreter with PYTHON=..., another study with STUDY=smoke|quickstart|standard|calvin|paper"
 
-study: $(VENV)/.installed
+study: $(VENV)/.installed$(EXTRA)
 	@echo "==> running the $(STUDY) study into $(OUT) (stop it at any time; the same command goes on where it stopped)"
 	$(VENV)/bin/latentgym study $(STUDY) -o $(OUT)
 
@@ -59,10 +61,15 @@ $(VENV)/.installed: $(PINS) | $(VENV)/.created gl
 	$(PIP) install --quiet --constraint constraints.txt --editable .
 	@touch $@
 
+$(VENV)/.installed-all: $(PINS) | $(VENV)/.created gl
+	@echo "==> installing latentgym[all] with the pins of constraints.txt (the first time this takes minutes)"
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[all]'
+	@touch $@ $(VENV)/.installed
+
 $(VENV)/.installed-test: $(PINS) | $(VENV)/.created gl
 	@echo "==> installing latentgym[test] with the pins of constraints.txt (the first time this takes minutes)"
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[test]'
-	@touch $@ $(VENV)/.installed
+	@touch $@ $(VENV)/.installed $(VENV)/.installed-all
 
 $(VENV)/.created:
 	@$(if $(PYTHON),$(PYTHON),false) -c '$(SUPPORTED)' 2>/dev/null || { \

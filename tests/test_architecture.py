@@ -127,7 +127,7 @@ def test_public_names_are_there_and_documented(name: str) -> None:
     value = getattr(latentgym, name)
     if name != "__version__":
         assert callable(value)
-        assert value.__doc__
+        assert ">>>" in value.__doc__, "each has an example, which runs as a test"
         assert value is getattr(importlib.import_module(value.__module__), name)
 
 

@@ -17,8 +17,10 @@ from pathlib import Path
 
 import pytest
 import typer.main
+from pydantic import BaseModel
 
 import latentgym
+from latentgym.studies.config import StudyConfig, Suite
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = Path(latentgym.__file__).parent
@@ -81,6 +83,18 @@ def test_every_metric_is_documented() -> None:
         if keyword.arg == "metric" and isinstance(keyword.value, ast.Constant)
     }
     assert produced <= documented, f"describe in docs/metrics.md: {sorted(produced - documented)}"
+
+
+def test_every_key_of_a_study_is_documented() -> None:
+    documented = set(re.findall(r"`([a-z_.]+)`", (ROOT / "docs" / "study.md").read_text()))
+    keys = {*StudyConfig.model_fields, *Suite.model_fields} - {"suites", "weights"}
+    for section, field in StudyConfig.model_fields.items():
+        if isinstance(field.default, BaseModel):
+            keys -= {section}
+            keys |= {f"{section}.{name}" for name in type(field.default).model_fields}
+    # A row may list several keys of a section, the later ones as `.steps`.
+    missing = {key for key in keys if key not in documented and f".{key.partition('.')[2]}" not in documented}
+    assert not missing, f"describe in docs/study.md: {sorted(missing)}"
 
 
 def test_links_between_pages_resolve() -> None:

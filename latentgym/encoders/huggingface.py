@@ -216,7 +216,7 @@ def _load_model(folder: Path, architecture: Architecture) -> Any:
     ensure_torchvision()
     transformers = require("transformers", "hf")
     try:
-        with _quiet(transformers):
+        with quiet_loading(transformers):
             model, info = getattr(transformers, architecture.model_class).from_pretrained(
                 str(folder),
                 output_loading_info=True,
@@ -240,7 +240,7 @@ def _load_model(folder: Path, architecture: Architecture) -> Any:
 
 
 @contextlib.contextmanager
-def _quiet(transformers: Any) -> Iterator[None]:
+def quiet_loading(transformers: Any) -> Iterator[None]:
     """Keep the loading report and its progress bar off the terminal: missing weights are an error of our own."""
     logging = transformers.utils.logging
     verbosity, progress = logging.get_verbosity(), logging.is_progress_bar_enabled()

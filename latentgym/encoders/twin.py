@@ -15,6 +15,11 @@ from latentgym.errors import LatentGymError
 from latentgym.seeding import torch_generator
 
 
+def has_weights(encoder: Encoder) -> bool:
+    """Whether there is a twin of ``encoder``."""
+    return isinstance(encoder, FrozenEncoder | SmallEncoder)
+
+
 def random_twin(encoder: Encoder, seed: int = 0) -> Encoder:
     """A copy of ``encoder`` whose weights are drawn anew.
 

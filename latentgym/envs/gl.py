@@ -12,7 +12,7 @@ import traceback
 import weakref
 from typing import Any
 
-from latentgym.errors import LatentGymError, require
+from latentgym.errors import LatentGymError
 
 _LIBRARIES = {"egl": ("libEGL.so.1", "libEGL.so"), "osmesa": ("libOSMesa.so.8", "libOSMesa.so.6", "libOSMesa.so")}
 _SWITCHED_OFF = ("disable", "disabled", "off", "false", "0")
@@ -76,13 +76,14 @@ def import_mujoco(*, pixels: bool = True) -> Any:
 
     Raises:
         LatentGymError: if GL cannot be used.
-        MissingExtraError: if MuJoCo is not installed.
     """
     backend = choose_gl_backend(pixels=pixels)
     try:
         return importlib.import_module("mujoco")
-    except ModuleNotFoundError:
-        return require("mujoco", "tabletop")
+    except ModuleNotFoundError as error:
+        raise LatentGymError(
+            f"MuJoCo is not installed whole ({error}); run: pip install --force-reinstall mujoco"
+        ) from error
     except Exception as error:  # PyOpenGL raises AttributeError, ImportError or RuntimeError for a broken driver
         raise _unusable(backend, error) from error
 

@@ -86,6 +86,13 @@ def record(
     Raises:
         LatentGymError: for bad arguments, an environment without the expert that ``policy`` needs, a full disk, a
             folder that holds something else, or a worker that died.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     dataset = record("latentgym/TabletopReach-v0", folder, episodes=2, policy="expert", image_size=32)
+        >>> len(dataset), dataset.policies
+        (2, ('expert', 'expert'))
     """
     options = dict(env_options or {})
     image_size = default_image_size(env_id) if image_size is None else image_size

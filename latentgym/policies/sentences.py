@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from latentgym.encoders.huggingface import quiet_loading
 from latentgym.encoders.torchvision_fallback import ensure_torchvision
 from latentgym.errors import LatentGymError, MissingExtraError, require
 
@@ -54,8 +55,9 @@ def _load(encoder: str) -> tuple[Any, Any]:
     transformers = require("transformers", "language")
     source = _packaged() if encoder == DEFAULT_SENTENCE_ENCODER else encoder
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source)
-        model = transformers.AutoModel.from_pretrained(source, use_safetensors=True, dtype=torch.float32)
+        with quiet_loading(transformers):
+            tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+            model = transformers.AutoModel.from_pretrained(source, use_safetensors=True, dtype=torch.float32)
     except (OSError, ValueError) as error:
         raise LatentGymError(
             f"no sentence encoder {encoder!r} ({str(error).splitlines()[0]}); expected {DEFAULT_SENTENCE_ENCODER!r}, "

@@ -100,6 +100,15 @@ def train_policy(
     Raises:
         UnknownNameError: if there is no such head, condition or option.
         LatentGymError: if there are no or too few demonstrations, an option is invalid, or training diverges.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from latentgym import load_encoder, record
+        >>> with TemporaryDirectory() as folder:
+        ...     data = record("latentgym/TabletopReach-v0", folder, episodes=8, image_size=32)
+        ...     policy = train_policy(data, load_encoder("state"), steps=200, history=1)
+        >>> policy.name, policy.training.env_id
+        ('cloning on state', 'latentgym/TabletopReach-v0')
     """
     kind = find_head(head)
     check_condition(condition)

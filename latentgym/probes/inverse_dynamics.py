@@ -100,6 +100,16 @@ def probe(
     Raises:
         LatentGymError: on unknown options, fewer training episodes than folds, horizons longer than every episode, or
             latents that are not finite.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from latentgym import record
+        >>> with TemporaryDirectory() as folder:
+        ...     data = record("latentgym/TabletopReach-v0", folder, episodes=12, random_fraction=0.5, image_size=32)
+        ...     result = probe(data, "state", horizons=(1,), readouts=("ridge",), folds=2)
+        >>> pairs = [row for row in result.rows if (row.metric, row.input) == ("action_r2", "pair")]
+        >>> {row.dimension: row.value > 0.5 for row in pairs if row.subset == "all"}["macro"]
+        True
     """
     split = split or split_episodes(dataset, seed=seed)
     check_names("input", inputs, INPUTS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from latentgym.statistics import (
     wilson_interval,
 )
 from latentgym.studies.cells import CHAINS_NAME
-from latentgym.studies.config import ADAPTED_SUFFIX, StudyConfig
+from latentgym.studies.config import ADAPTED_SUFFIX, TWIN_SUFFIX, StudyConfig
 from latentgym.studies.evidence import is_evidence, replicate_name
 from latentgym.studies.plan import EncoderUse, SuitePlan
 
@@ -58,6 +58,7 @@ class Measured:
         replicates: bootstrap replicates by the names of :func:`replicate_key`.
         success: outcomes by policy seed, on the study's initial states.
         corrupted: outcomes of the first policy seed under each corruption, on the same initial states.
+        times: steps to success of the successes, by policy seed.
     """
 
     use: EncoderUse
@@ -66,6 +67,7 @@ class Measured:
     replicates: dict[str, NDArray[np.float64]]
     success: dict[int, NDArray[np.bool_]]
     corrupted: dict[str, NDArray[np.bool_]] = dataclasses.field(default_factory=dict)
+    times: dict[int, list[int]] = dataclasses.field(default_factory=dict)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -107,9 +109,11 @@ def measure(plan: SuitePlan, root: Path) -> list[Measured]:
     """Gather what the cells of a suite measured, encoder by encoder and environment by environment."""
     fidelity = {(use.name, use.seed): cell.folder(root) for use, cell in plan.fidelity}
     success: dict[tuple[str, str, int, int | None], dict[int, NDArray[np.bool_]]] = {}
+    times: dict[tuple[str, str, int, int | None], dict[int, list[int]]] = {}
     for use, env, policy_seed, cell in plan.rollouts:
         key = (use.name, env, use.seed, use.checkpoint)
         success.setdefault(key, {})[policy_seed] = _read_outcomes(cell.folder(root))
+        times.setdefault(key, {})[policy_seed] = _read_times(cell.folder(root))
     corrupted: dict[tuple[str, str, int, int | None], dict[str, NDArray[np.bool_]]] = {}
     for use, env, _, condition, cell in plan.corrupted:
         key = (use.name, env, use.seed, use.checkpoint)
@@ -123,12 +127,28 @@ def measure(plan: SuitePlan, root: Path) -> list[Measured]:
             rows += read_rows(decoded / "rows.json")
             replicates |= load_file(decoded / "replicates.safetensors")
         key = (use.name, env, use.seed, use.checkpoint)
-        measured.append(Measured(use, env, rows, replicates, success.get(key, {}), corrupted.get(key, {})))
+        measured.append(
+            Measured(use, env, rows, replicates, success.get(key, {}), corrupted.get(key, {}), times.get(key, {}))
+        )
     return measured
 
 
 def _read_outcomes(folder: Path) -> NDArray[np.bool_]:
     return np.array([record["success"] for record in read_json(folder / "rollouts.json")["records"]], bool)
+
+
+def _read_times(folder: Path) -> list[int]:
+    """Steps to success of the successes."""
+    found = [record["time_to_success"] for record in read_json(folder / "rollouts.json")["records"]]
+    return [int(time) for time in found if time is not None]
+
+
+def _time_row(identity: Mapping[str, Any], times: Sequence[int], policy_seed: int | None) -> Row:
+    """The median number of steps to success among the successes, undefined without one."""
+    value = float(np.median(times)) if times else None
+    return Row(
+        **identity, metric="time_to_success_steps", readout="policy", policy_seed=policy_seed, value=value, n=len(times)
+    )
 
 
 def all_rows(plan: SuitePlan, measured: Sequence[Measured], root: Path, config: StudyConfig) -> list[Row]:
@@ -155,6 +175,7 @@ def _success_rows(item: Measured, seed: int) -> Iterator[Row]:
             **item.identity, metric="success_rate", readout="policy", policy_seed=policy_seed,
             value=float(outcome.mean()), low=low, high=high, n=outcome.size,
         )  # fmt: skip
+        yield _time_row(item.identity, item.times[policy_seed], policy_seed)
     if len(item.success) > 1:
         table = np.stack([outcome for _, outcome in sorted(item.success.items())])
         low, high = crossed_bootstrap_interval(table, seed=seed)
@@ -178,7 +199,8 @@ def _corrupted_rows(item: Measured) -> list[Row]:
 def _comparisons(item: Measured, measured: Sequence[Measured]) -> Iterator[Row]:
     """Share of the state ceiling, and paired differences from the random-weight twin."""
     ceiling = _find(measured, "state", item.env, 0)
-    twin = _find(measured, "random", item.env, item.use.seed)
+    twin = _find(measured, f"{item.use.name}{TWIN_SUFFIX}", item.env, 0)
+    twin = twin or _find(measured, "random", item.env, item.use.seed)
     probe: dict[str, Any] = {"readout": "ridge", "input": "pair", "k": 1, "subset": "all", "dimension": "macro"}
     if ceiling is not None and item is not ceiling:
         key = replicate_key("action_r2")
@@ -232,6 +254,8 @@ def _baseline_rows(plan: SuitePlan, root: Path) -> Iterator[Row]:
             env=env, encoder=f"{name} policy", family=family, metric="success_rate", readout="policy",
             policy_seed=policy_seed, value=successes / total, low=low, high=high, n=total,
         )  # fmt: skip
+        identity = {"env": env, "encoder": f"{name} policy", "family": family}
+        yield _time_row(identity, _read_times(cell.folder(root)), policy_seed)
 
 
 def _chain_rows(plan: SuitePlan, measured: Sequence[Measured], root: Path) -> Iterator[Row]:

@@ -26,6 +26,7 @@ from latentgym.probes.inverse_dynamics import CONTROLS, DEFAULT_CONTROLS
 from latentgym.probes.robustness import parse_condition
 
 ADAPTED_SUFFIX = "+id"
+TWIN_SUFFIX = "-random"
 # Rows that look at no latent.
 NO_LATENT = ("constant", "previous_action")
 

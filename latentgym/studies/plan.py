@@ -10,7 +10,7 @@ from typing import Any
 from latentgym.artifacts import content_key, file_digest
 from latentgym.errors import LatentGymError
 from latentgym.rollouts.calvin_chains import CHAINS_ENV
-from latentgym.studies.config import ADAPTED_SUFFIX, PolicySettings, StudyConfig, Suite
+from latentgym.studies.config import ADAPTED_SUFFIX, TWIN_SUFFIX, PolicySettings, StudyConfig, Suite
 from latentgym.studies.engine import Cell
 from latentgym.trajectories import open_dataset
 
@@ -99,7 +99,7 @@ def plan_study(config: StudyConfig, digests: Mapping[str, str]) -> list[SuitePla
 
     Args:
         config: the study.
-        digests: weights digest of each entry of ``config.weights``.
+        digests: weights digest of each entry of ``config.weights``, and of its random-weight twin where it has one.
     """
     return [_plan_suite(config, suite, digests) for suite in config.suites]
 
@@ -190,9 +190,12 @@ def _loaded(config: StudyConfig, suite: Suite, digests: Mapping[str, str]) -> It
     for name in config.references:
         yield EncoderUse(name, source=name)
     for name, entry in config.weights.items():
-        yield EncoderUse(
-            name, source=entry.source, image_size=entry.image_size, layer=entry.layer, digest=digests[name]
-        )
+        places = ((name, entry.source), (f"{name}{TWIN_SUFFIX}", f"twin:{entry.source}"))
+        for label, source in places:
+            if label in digests:
+                yield EncoderUse(
+                    label, source=source, image_size=entry.image_size, layer=entry.layer, digest=digests[label]
+                )
 
 
 def _fidelity_cell(config: StudyConfig, suite: Suite, data: Mapping[str, Cell], use: EncoderUse) -> Cell:

@@ -1,4 +1,4 @@
-"""One progress display for a whole study; a plain line per finished cell where there is no terminal."""
+"""One progress display for a whole study; nothing where there is no terminal."""
 
 from __future__ import annotations
 

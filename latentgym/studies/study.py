@@ -22,6 +22,7 @@ from safetensors.numpy import save
 
 from latentgym.artifacts import atomic_write, content_key, disk_errors, write_json
 from latentgym.encoders import Encoder, load_encoder
+from latentgym.encoders.twin import has_weights, random_twin
 from latentgym.envs import make_env
 from latentgym.errors import LatentGymError
 from latentgym.policies.conditions import WORDS
@@ -32,7 +33,7 @@ from latentgym.seeding import derive_seed
 from latentgym.studies.assemble import all_rows, claim_replicates, link_points, measure
 from latentgym.studies.cells import open_recorded
 from latentgym.studies.claims import evaluate
-from latentgym.studies.config import LoadedEncoder, StudyConfig, Suite, load_config, parse_config
+from latentgym.studies.config import TWIN_SUFFIX, LoadedEncoder, StudyConfig, Suite, load_config, parse_config
 from latentgym.studies.engine import CellRecord, run_cells, study_lock
 from latentgym.studies.evidence import REPLICATES_NAME, Evidence, benchmark_of
 from latentgym.studies.media import encoder_facts, gather_media
@@ -69,6 +70,19 @@ def run_study(
     Raises:
         LatentGymError: on a bad configuration, an environment or encoder that cannot be had here, or a failed cell.
             What was finished before stays.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from latentgym.studies.config import parse_config
+        >>> suite = {"name": "one", "envs": ["latentgym/TabletopReach-v0"], "episodes": 12, "rollouts": 0,
+        ...          "image_size": 32, "pretraining_steps": 2}
+        >>> study = {"name": "tiny", "objectives": ["pixel_autoencoder"], "floors": [], "references": [],
+        ...          "suites": [suite], "fidelity": {"steps": 2},
+        ...          "probe": {"horizons": [1], "folds": 2, "mlp_steps": 2, "replicates": 20}}
+        >>> with TemporaryDirectory() as folder:
+        ...     report = run_study(parse_config(study, "tiny"), folder)
+        ...     report.name, sorted(path.name for path in report.parent.glob("results.*"))
+        ('report.html', ['results.json', 'results.parquet'])
     """
     config = study if isinstance(study, StudyConfig) else load_config(study)
     given = config.model_dump(exclude_unset=True)
@@ -110,8 +124,8 @@ def _preflight(config: StudyConfig) -> tuple[StudyConfig, dict[str, str]]:
     """Make every environment and load every outside encoder once, so that what is missing shows before any work.
 
     Returns:
-        The study without the optional suites that cannot be had here, and the digest of each outside encoder's weights
-        and preprocessing.
+        The study without the optional suites that cannot be had here, and the digest of the weights and preprocessing
+        of each outside encoder and of its random-weight twin.
     """
     suites = []
     for suite in map(_with_data, config.suites):
@@ -133,12 +147,13 @@ def _preflight(config: StudyConfig) -> tuple[StudyConfig, dict[str, str]]:
     if not suites:
         raise LatentGymError("every suite of this study is optional and none can be had here")
     loaded = {name: _open_loaded(entry, config.weights_image_size) for name, entry in config.weights.items()}
+    twins = {f"{name}{TWIN_SUFFIX}": random_twin(one) for name, one in loaded.items() if has_weights(one)}
     sized = {
         name: entry.model_copy(update={"image_size": loaded[name].spec.image_size or None})
         for name, entry in config.weights.items()
     }
     config = config.model_copy(update={"suites": tuple(suites), "weights": sized})
-    return config, {name: content_key(encoder.spec) for name, encoder in loaded.items()}
+    return config, {name: content_key(encoder.spec) for name, encoder in {**loaded, **twins}.items()}
 
 
 def _open_loaded(entry: LoadedEncoder, wanted: int | None) -> Encoder:

@@ -207,6 +207,15 @@ def open_dataset(path: str | os.PathLike[str], **options: Any) -> Dataset:
     Raises:
         CorruptDataError: if it is no data set, or a record is damaged or disagrees with the others.
         LatentGymError: if the recording was not finished, was made by a newer version, or has no such option.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from latentgym import record
+        >>> with TemporaryDirectory() as folder:
+        ...     _ = record("latentgym/TabletopReach-v0", folder, episodes=1, policy="expert", image_size=32)
+        ...     episode = open_dataset(folder).episode(0)
+        >>> len(episode.frames["pixels"]) == len(episode.action) + 1, episode.action.shape[1]
+        (True, 3)
     """
     root = Path(path)
     if not (root / HEADER_FILE).exists() and (foreign := foreign_format(root)):
