@@ -89,7 +89,7 @@ def probe(
         cache: features are read from and kept in it; a temporary one by default.
         replicates: number of bootstrap resamples of the test episodes.
         lambdas: ridge penalties, ascending; the best is found by a coarse scan and hill climbing (:class:`RidgeProbe`).
-        folds: folds of training episodes that choose the penalty.
+        folds: folds of training episodes that choose the penalty; five at least for up to 256 features.
         mlp_steps: optimiser steps of the trained readouts.
         mlp_seeds: seeds of each trained readout; their scores are averaged.
         readout_options: further arguments of :class:`MLPProbe`, :class:`AttentiveProbe` or :class:`TransformerProbe` by

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -65,12 +65,15 @@ class RidgeProbe:
             finds the same λ where the cross-validation curve has no peak between two of these, for less work.
         scale_floor: smallest deviation that features are divided by, as a share of the median over features; above 0,
             a feature that hardly moved in training cannot be blown up by a standardisation that it then leaves.
+        fold_floor: least R² that a target counts with in a fold when λ is chosen. R² has no floor of its own: a feature
+            that moves in the fold alone can make one value of −100 outweigh every other.
         target_groups: column indices of the targets that share a λ, one sequence per group; default: all share one.
 
     Attributes:
         lambda_: chosen λ (that of the first group, where there are several).
         lambdas_: chosen λ per target group.
-        cv_scores_: λ to ``(Q,)`` mean R² over folds, for every λ that was tried (empty with one λ).
+        cv_scores_: λ to ``(Q,)`` mean R² over folds, none below ``fold_floor``, for every λ that was tried (empty with
+            one λ).
         cv_mse_: ``(Q,)`` mean squared error of the out-of-fold predictions at the chosen λ (NaN with one λ).
         coef_: ``(D, Q)`` float64 tensor, weights for features as given.
         intercept_: ``(Q,)`` float64 tensor.
@@ -88,6 +91,7 @@ class RidgeProbe:
         *,
         search: Literal["grid", "climb"] = "grid",
         scale_floor: float = 0.0,
+        fold_floor: float = -np.inf,
         target_groups: Sequence[Sequence[int]] | None = None,
     ) -> None:
         # A tuple stays the object it is, by which scikit-learn's clone knows a faithful constructor.
@@ -97,12 +101,13 @@ class RidgeProbe:
         if folds < 2:
             raise LatentGymError(f"folds: expected at least 2, found {folds}")
         self.lambdas, self.standardize, self.folds, self.device = lambdas, standardize, folds, device
-        self.search, self.scale_floor, self.target_groups = search, scale_floor, target_groups
+        self.search, self.scale_floor, self.fold_floor = search, scale_floor, fold_floor
+        self.target_groups = target_groups
         self._reset()
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """The constructor's arguments; ``deep`` is scikit-learn's and changes nothing."""
-        names = ("lambdas", "standardize", "folds", "device", "search", "scale_floor", "target_groups")
+        names = ("lambdas", "standardize", "folds", "device", "search", "scale_floor", "fold_floor", "target_groups")
         return {name: getattr(self, name) for name in names}
 
     def _reset(self) -> None:
@@ -276,7 +281,7 @@ class RidgeProbe:
             penalty = self.lambdas[index]
             if penalty not in self.cv_scores_:
                 errors = [system.errors(penalty) for system in systems]
-                self.cv_scores_[penalty] = _mean_over_folds(error.r2 for error in errors)
+                self.cv_scores_[penalty] = _mean_over_folds([error.r2 for error in errors], self.fold_floor)
                 sse = torch.stack([error.sse for error in errors]).sum(0).clamp_min(0)
                 self._cv_mse[penalty] = sse.cpu().numpy() / sum(error.count for error in errors)
             own = self.cv_scores_[penalty][columns]
@@ -312,9 +317,10 @@ class RidgeProbe:
         return mean_r2(target, self.predict(X).reshape(len(target), -1))
 
 
-def _mean_over_folds(scores: Iterable[Tensor]) -> NDArray[np.float64]:
+def _mean_over_folds(scores: Sequence[Tensor], floor: float) -> NDArray[np.float64]:
     """``(Q,)`` mean over the folds where a target's R² is defined, NaN where it is in none."""
     table = np.stack([score.cpu().numpy() for score in scores])
     defined = np.isfinite(table)
+    table = np.maximum(table, floor)
     total = np.where(defined, table, 0).sum(0)
     return np.divide(total, defined.sum(0), out=np.full(table.shape[1], np.nan), where=defined.any(0))

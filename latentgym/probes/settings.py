@@ -23,6 +23,11 @@ Part = Literal["train", "validation", "test"]
 # A pixel that hardly moves in training can lie 30,000 training deviations off in a test episode, and then ruins R² by
 # itself. Latents, states and proprioception seldom have a feature this far below the median and score the same.
 SCALE_FLOOR = 0.3
+# One episode in which something moves that stands still in all others would otherwise choose the penalty by itself.
+FOLD_FLOOR = -1.0
+# Readouts of so few features cost nothing, so that their penalty is chosen on five folds where a study takes fewer.
+_NARROW = 256
+_NARROW_FOLDS = 5
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -81,10 +86,11 @@ class ProbeSettings:
         groups = [list(range(start, stop)) for start, stop in zip([0, *stops], stops, strict=False)]
         probe = RidgeProbe(
             lambdas or self.lambdas,
-            folds=self.folds,
+            folds=self._folds(features, train),
             device=self.device,
             search="climb",
             scale_floor=SCALE_FLOOR,
+            fold_floor=FOLD_FLOOR,
             target_groups=groups,
         ).plan_folds(train.episode)
         stacked, first = np.concatenate(targets, axis=1), 0
@@ -93,6 +99,11 @@ class ProbeSettings:
             probe.partial_fit(rows, stacked[first : first + len(block)], block.episode)
             first += len(block)
         return probe.finalize()
+
+    def _folds(self, features: WindowFeatures, train: Windows) -> int:
+        if features.single.dim > _NARROW:
+            return self.folds
+        return max(self.folds, min(_NARROW_FOLDS, len(np.unique(train.episode))))
 
     def predict_ridge(
         self, probe: RidgeProbe, features: WindowFeatures, kind: Input, windows: Windows, *, endpoints: bool = False

@@ -209,6 +209,19 @@ def test_feature_that_varies_in_one_group_alone(rows: int, features: int) -> Non
     np.testing.assert_allclose(scores, expected.cv_results_["mean_test_score"], rtol=1e-7, atol=1e-7)
 
 
+def test_fold_floor_keeps_one_episode_from_choosing_the_penalty() -> None:
+    """A feature that is all but still, save in one episode, where it has nothing to do with the target."""
+    rng = np.random.default_rng(0)
+    x, groups = rng.normal(size=(600, 3)), np.repeat(np.arange(20), 30)
+    x[:, 2] = np.where(groups == 0, 300.0, 1e-2 * x[:, 2])
+    y = x[:, :1] + 0.1 * rng.normal(size=(600, 1))
+    lambdas = [0.1, 1e5]
+    plain, floored = (RidgeProbe(lambdas, fold_floor=floor).fit(x, y, groups) for floor in (-np.inf, -1.0))
+    assert plain.cv_scores_[0.1][0] < floored.cv_scores_[0.1][0]
+    assert (plain.lambda_, floored.lambda_) == (1e5, 0.1)
+    assert floored.cv_scores_[0.1][0] == pytest.approx((4 - 1) / 5, abs=0.05), "four folds near 1, and one of -1"
+
+
 def test_scale_floor_tames_a_feature_that_hardly_moved_in_training() -> None:
     x, y, groups = problem(1, 150, 30)
     x[:, 1] = 1e-6 * np.random.default_rng(0).normal(size=150)
