@@ -22,6 +22,9 @@ def record(
     seed: Seed = 0,
     num_envs: Annotated[int, typer.Option(min=1, help="Processes; the data do not depend on it.")] = 1,
     random_fraction: Annotated[float, typer.Option(help="Share of episodes driven by random actions.")] = 0.0,
+    expert: Annotated[
+        Path | None, typer.Option(help="Trained policy, or its model file, in place of the scripted expert.")
+    ] = None,
     image_size: Annotated[int | None, typer.Option(help="Side of the frames in pixels; 64, CALVIN 200.")] = None,
     option: Annotated[list[str], typer.Option(help="key=value for the environment; repeatable.")] = [],  # noqa: B006
     assets: Assets = None,
@@ -29,6 +32,7 @@ def record(
     """Record trajectories; an interrupted recording continues where it stopped."""
     use_assets(assets)
     from latentgym.envs.recording import record as record_episodes
+    from latentgym.policies import LearnedExpert
     from latentgym.progress import track_counts
 
     with track_counts(f"recording {env}", episodes) as progress:
@@ -42,6 +46,7 @@ def record(
             random_fraction=random_fraction,
             image_size=image_size,
             env_options=parse_options(option),
+            expert=None if expert is None else LearnedExpert(expert),
             progress=progress,
         )
     print(f"{len(dataset)} episodes, {int(dataset.lengths.sum())} steps in {out}")

@@ -150,8 +150,13 @@ BEHAVIOURS: dict[str, type[Behaviour]] = {
 }
 
 
-def make_behaviour(policy: str, env: gymnasium.Env[Any, Any]) -> Behaviour:
+def make_behaviour(policy: str, env: gymnasium.Env[Any, Any], expert: Expert | None = None) -> Behaviour:
     """The behaviour ``"expert"``, ``"noisy-expert"`` or ``"random"`` for ``env``.
+
+    Args:
+        policy: its name.
+        env: the environment.
+        expert: takes the place of the environment's own expert.
 
     Raises:
         UnknownNameError: if there is no such behaviour.
@@ -159,10 +164,10 @@ def make_behaviour(policy: str, env: gymnasium.Env[Any, Any]) -> Behaviour:
     """
     if policy not in BEHAVIOURS:
         raise UnknownNameError("behaviour policy", policy, BEHAVIOURS)
-    try:
-        expert: Expert | None = make_expert(env)
-    except LatentGymError:
-        if policy != "random":
-            raise
-        expert = None
+    if expert is None:
+        try:
+            expert = make_expert(env)
+        except LatentGymError:
+            if policy != "random":
+                raise
     return BEHAVIOURS[policy](env, expert)

@@ -16,7 +16,7 @@ from typing import Any
 import gymnasium
 
 from latentgym.envs.behaviours import BEHAVIOURS, Behaviour, make_behaviour
-from latentgym.envs.contract import EnvContract, contract_of
+from latentgym.envs.contract import EnvContract, Expert, contract_of
 from latentgym.envs.episode_builder import EpisodeBuilder
 from latentgym.envs.make import default_image_size, make_env
 from latentgym.envs.provenance import make_provenance
@@ -40,6 +40,7 @@ class _Recording:
     image_size: int
     env_options: dict[str, Any]
     call: str
+    expert: Expert | None = None
 
     def policy_of(self, index: int) -> str:
         """The behaviour of one episode; the random ones are spread evenly."""
@@ -58,6 +59,7 @@ def record(
     random_fraction: float = 0.0,
     image_size: int | None = None,
     env_options: Mapping[str, Any] | None = None,
+    expert: Expert | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Dataset:
     """Record episodes into a data set; a recording that was interrupted goes on where it stopped.
@@ -78,6 +80,8 @@ def record(
         random_fraction: share of the episodes, spread evenly, that use policy ``"random"`` instead.
         image_size: height and width of the frames in pixels; by default 64, CALVIN's 200.
         env_options: further options of :func:`latentgym.envs.make.make_env`.
+        expert: demonstrates in place of the environment's own expert, for example
+            :class:`latentgym.policies.LearnedExpert`; with several processes it must survive pickling.
         progress: called with (episodes finished, episodes in all), first with what is there already.
 
     Returns:
@@ -99,9 +103,10 @@ def record(
     _check_arguments(episodes, policy, num_envs, random_fraction)
     call = (
         f"record({env_id!r}, {str(out)!r}, episodes={episodes}, policy={policy!r}, seed={seed}, num_envs={num_envs}, "
-        f"random_fraction={random_fraction}, image_size={image_size}, env_options={options})"
+        f"random_fraction={random_fraction}, image_size={image_size}, env_options={options}"
+        f"{'' if expert is None else f', expert={_name_of(expert)}'})"
     )
-    recording = _Recording(env_id, policy, seed, random_fraction, image_size, options, call)
+    recording = _Recording(env_id, policy, seed, random_fraction, image_size, options, call, expert)
     if num_envs == 1:
         _record_here(recording, Path(out), episodes, progress)
     else:
@@ -142,6 +147,8 @@ class _Recorder:
         """Where the data come from, with the settings that determine them."""
         names = ("policy", "random_fraction", "image_size", "env_options")
         settings = {name: getattr(self._recording, name) for name in names}
+        if self._recording.expert is not None:
+            settings["expert"] = _name_of(self._recording.expert)
         self._behaviour(self._recording.policy)  # a missing expert shows before a folder is made
         return make_provenance(self.contract, seed=self._recording.seed, call=self._recording.call, settings=settings)
 
@@ -155,8 +162,12 @@ class _Recorder:
 
     def _behaviour(self, policy: str) -> Behaviour:
         if policy not in self._behaviours:
-            self._behaviours[policy] = make_behaviour(policy, self._env)
+            self._behaviours[policy] = make_behaviour(policy, self._env, self._recording.expert)
         return self._behaviours[policy]
+
+
+def _name_of(expert: Expert) -> str:
+    return str(getattr(expert, "name", type(expert).__name__))
 
 
 def _open_store(out: Path, episodes: int, contract: EnvContract, provenance: Provenance) -> Store:

@@ -6,6 +6,7 @@ from latentgym.policies.cloning import CloningPolicy
 from latentgym.policies.contract import Policy
 from latentgym.policies.convnet import ConvNetPolicy, train_convnet_policy
 from latentgym.policies.demonstrations import CloningScore
+from latentgym.policies.learned_expert import LearnedExpert
 from latentgym.policies.reinforcement import train_rl
 from latentgym.policies.stable_baselines import StableBaselinesPolicy
 from latentgym.policies.training import train_policy
@@ -17,6 +18,7 @@ __all__ = [
     "ConstantPolicy",
     "ConvNetPolicy",
     "ExpertPolicy",
+    "LearnedExpert",
     "Policy",
     "RandomPolicy",
     "StableBaselinesPolicy",

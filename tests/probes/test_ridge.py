@@ -186,7 +186,7 @@ def test_target_groups_choose_their_own_penalty() -> None:
     for column in (0, 1):
         alone = RidgeProbe(LAMBDAS).fit(x, y[:, column], groups)
         assert joint.lambdas_[column] == alone.lambda_
-        np.testing.assert_allclose(joint.predict(x)[:, column], alone.predict(x)[:, 0], rtol=1e-9)
+        np.testing.assert_allclose(joint.predict(x)[:, column], alone.predict(x), rtol=1e-9)
     assert joint.lambdas_[0] < joint.lambdas_[1]
 
 
