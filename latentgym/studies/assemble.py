@@ -197,7 +197,7 @@ def _corrupted_rows(item: Measured) -> list[Row]:
 
 
 def _comparisons(item: Measured, measured: Sequence[Measured]) -> Iterator[Row]:
-    """Share of the state ceiling, and paired differences from the random-weight twin."""
+    """Share of the state ceiling, and paired differences from the frozen encoder and from the random-weight twin."""
     ceiling = _find(measured, "state", item.env, 0)
     twin = _find(measured, f"{item.use.name}{TWIN_SUFFIX}", item.env, 0)
     twin = twin or _find(measured, "random", item.env, item.use.seed)
@@ -211,6 +211,16 @@ def _comparisons(item: Measured, measured: Sequence[Measured]) -> Iterator[Row]:
                 **item.identity, **probe, metric="action_r2_share_of_state",
                 value=found.value, low=low, high=high, n=_episodes(item),
             )  # fmt: skip
+    base, adapted, _ = item.use.name.partition(ADAPTED_SUFFIX)
+    frozen = _find(measured, base, item.env, item.use.seed) if adapted else None
+    if frozen is not None:
+        ours, before = item.value("action_r2"), frozen.value("action_r2")
+        if ours is not None and before is not None:
+            key = replicate_key("action_r2")
+            low, high = percentile_interval(item.replicates[key] - frozen.replicates[key])
+            yield Row(
+                **item.identity, **probe, metric="id_lift", value=ours - before, low=low, high=high, n=_episodes(item)
+            )
     if twin is not None and item is not twin:
         ours, floor = item.value("action_r2"), twin.value("action_r2")
         if ours is not None and floor is not None:
@@ -305,7 +315,7 @@ def link_points(measured: Sequence[Measured], config: StudyConfig, parameters: d
         points.append(
             LinkPoint(
                 **identity,
-                reference=item.use.name == SUPERVISED_REFERENCE or item.use.name.endswith(ADAPTED_SUFFIX),
+                reference=item.use.name == SUPERVISED_REFERENCE or ADAPTED_SUFFIX in item.use.name,
                 parameters=parameters.get(item.use.name, 0),
                 proxies=known,
                 proxy_replicates=replicates,

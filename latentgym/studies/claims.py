@@ -270,7 +270,7 @@ def _context(places: Places) -> Iterator[Claim]:
 
 def _ranked(names: set[str]) -> list[str]:
     """Encoders pretrained without action labels."""
-    return sorted(name for name in names - set(NOT_RANKED) if not name.endswith(ADAPTED_SUFFIX))
+    return sorted(name for name in names - set(NOT_RANKED) if ADAPTED_SUFFIX not in name)
 
 
 def _transfer(places: Places) -> Iterator[Claim]:

@@ -23,9 +23,10 @@ from latentgym.corruptions import checked_corruption
 from latentgym.envs.behaviours import BEHAVIOURS
 from latentgym.errors import LatentGymError, UnknownNameError
 from latentgym.probes.inverse_dynamics import CONTROLS, DEFAULT_CONTROLS
-from latentgym.probes.robustness import parse_condition
+from latentgym.probes.robustness import STRESSES, parse_condition
 
 ADAPTED_SUFFIX = "+id"
+CONTROL_SUFFIX = f"{ADAPTED_SUFFIX}-control"
 TWIN_SUFFIX = "-random"
 # Rows that look at no latent.
 NO_LATENT = ("constant", "previous_action")
@@ -155,11 +156,15 @@ class PretrainingSettings(_Section):
 
 
 class AdaptationSettings(_Section):
-    """Further training by inverse dynamics of the families in ``adapt``: arm, optimiser steps, windows per step."""
+    """Further training by inverse dynamics of the families in ``adapt``: arm, optimiser steps, windows per step.
+
+    With ``control`` each is also trained on actions permuted across episodes, as ``<objective>+id-control``.
+    """
 
     arm: Literal["adapter", "finetune"] = "finetune"
     steps: int = Field(100, ge=1)
     batch_size: int = Field(32, ge=2)
+    control: bool = False
 
 
 class ProbeSettings(_Section):
@@ -182,9 +187,14 @@ class ProbeSettings(_Section):
 
 
 class RobustnessSettings(_Section):
-    """Corruptions of test clips that final checkpoints are scored under, such as ``"noise_015"``; none by default."""
+    """What final checkpoints are scored under; nothing by default.
+
+    ``conditions`` are corruptions of test clips, such as ``"noise_015"``; ``stresses`` are changes of their frames' order,
+    of :data:`latentgym.probes.robustness.STRESSES`.
+    """
 
     conditions: tuple[str, ...] = ()
+    stresses: tuple[str, ...] = ()
 
 
 class FidelitySettings(_Section):
@@ -330,7 +340,7 @@ class StudyConfig(_Section):
 
     @model_validator(mode="after")
     def _distinct_encoders(self) -> StudyConfig:
-        adapted = [f"{name}{ADAPTED_SUFFIX}" for name in self.adapt]
+        adapted = [f"{name}{suffix}" for name in self.adapt for suffix in (ADAPTED_SUFFIX, CONTROL_SUFFIX)]
         if twice := _twice((*self.objectives, *adapted, *self.floors, *self.references, *self.weights, *NO_LATENT)):
             raise ValueError(f"each encoder needs a name of its own, found twice: {twice}; rename those of weights")
         return self
@@ -347,6 +357,7 @@ class StudyConfig(_Section):
         for role, names, known in (
             ("objective to adapt", self.adapt, self.objectives),
             ("control", self.probe.controls, CONTROLS),
+            ("temporal stress", self.robustness.stresses, STRESSES),
             ("floor encoder", self.floors, ("random", "pixels")),
             ("reference encoder", self.references, ("proprio", "state")),
         ):

@@ -252,7 +252,7 @@ def _rollout_entries(run: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     first = {env: suite["pretraining_seeds"][0] for suite in run["config"]["suites"] for env in suite["envs"]}
     trained = {*run["config"]["objectives"], "random"}
     for video in run.get("videos") or []:
-        seed = first.get(video["env"], 0) if video["encoder"].removesuffix(ADAPTED_SUFFIX) in trained else 0
+        seed = first.get(video["env"], 0) if video["encoder"].partition(ADAPTED_SUFFIX)[0] in trained else 0
         place: dict[str, Any] = {"env": video["env"], "encoder": video["encoder"], "seed": seed, "policy_seed": 0}
         yield place | {"folder": str(Path(video["path"]).parent.parent)}
 

@@ -10,7 +10,7 @@ from typing import Any
 from latentgym.artifacts import content_key, file_digest
 from latentgym.errors import LatentGymError
 from latentgym.rollouts.calvin_chains import CHAINS_ENV
-from latentgym.studies.config import ADAPTED_SUFFIX, TWIN_SUFFIX, PolicySettings, StudyConfig, Suite
+from latentgym.studies.config import ADAPTED_SUFFIX, CONTROL_SUFFIX, TWIN_SUFFIX, PolicySettings, StudyConfig, Suite
 from latentgym.studies.engine import Cell
 from latentgym.trajectories import open_dataset
 
@@ -174,13 +174,14 @@ def _trained(config: StudyConfig, suite: Suite, data: Mapping[str, Cell]) -> Ite
         for (objective, seed), cell in cells.items():
             yield EncoderUse(objective, seed, checkpoint, cell=cell)
     for (objective, seed), cell in cells.items():
-        if objective in config.adapt:
-            name = f"{objective}{ADAPTED_SUFFIX}"
-            params = {"seed": seed, "study_seed": config.seed, **config.adaptation.model_dump()}
-            inputs = {**data, "encoder": cell}
-            yield EncoderUse(
-                name, seed, cell=Cell("adapt", f"adapt {objective} (seed {seed}, {suite.name})", params, inputs)
-            )
+        if objective not in config.adapt:
+            continue
+        settings = config.adaptation.model_dump(exclude={"control"})
+        for control in (False, True) if config.adaptation.control else (False,):
+            params = {"seed": seed, "study_seed": config.seed, **settings, "control": control}
+            label = f"adapt {objective} (seed {seed}, {suite.name}{', control' if control else ''})"
+            name = f"{objective}{CONTROL_SUFFIX if control else ADAPTED_SUFFIX}"
+            yield EncoderUse(name, seed, cell=Cell("adapt", label, params, {**data, "encoder": cell}))
 
 
 def _loaded(config: StudyConfig, suite: Suite, digests: Mapping[str, str]) -> Iterator[EncoderUse]:
@@ -219,8 +220,9 @@ def _offline_cell(config: StudyConfig, suite: Suite, env: str, data: Cell, use: 
         "policy_seeds": list(_policy_seeds(suite, use)),
         "demonstrations": suite.demonstrations,
     }
-    if config.robustness.conditions and use.checkpoint is None and use.name not in config.references:
-        params["robustness"] = list(config.robustness.conditions)
+    asked = any(config.robustness.model_dump().values())
+    if asked and use.checkpoint is None and use.name not in config.references:
+        params["robustness"] = config.robustness.model_dump(mode="json")
     verb = "probe and clone" if suite.rollouts else "probe"
     return Cell("offline", f"{verb} {use.label} on {env}", params, {"data": data, **use.inputs})
 

@@ -10,7 +10,7 @@ import pytest
 from latentgym.artifacts import read_json
 from latentgym.errors import LatentGymError
 from latentgym.studies.claims import claims_of
-from latentgym.studies.config import StudyConfig, load_config, parse_config
+from latentgym.studies.config import AdaptationSettings, StudyConfig, load_config, parse_config
 from latentgym.studies.plan import plan_study
 from latentgym.studies.report import write_report
 from latentgym.studies.study import run_study
@@ -111,15 +111,33 @@ def test_adapted_encoders_are_planned_after_their_base_and_must_be_pretrained_he
         if cell.kind == "adapt":
             assert cells.index(cell.inputs["encoder"]) < cells.index(cell)
     assert {use.name for use in plan.uses if use.name.endswith("+id")} == {"masked_video+id"}
+    controlled = adapted.model_copy(update={"adaptation": AdaptationSettings(control=True)})
+    (plan,) = plan_study(controlled, {})
+    assert {use.name for use in plan.uses if "+id" in use.name} == {"masked_video+id", "masked_video+id-control"}
+    assert len({cell.key for cell in plan.cells() if cell.kind == "adapt"}) == 4
     with pytest.raises(LatentGymError, match="next_latent"):
         parse_config({**config(SUITE).model_dump(mode="json"), "adapt": ["next_latent"]}, "tiny")
 
 
 @pytest.mark.slow
 def test_claim_f_compares_an_encoder_with_its_adapted_self(tmp_path: Path) -> None:
-    data = {**config(SUITE).model_dump(mode="json"), "adapt": ["masked_video"], "adaptation": {"steps": 2}}
+    data = {
+        **config(SUITE).model_dump(mode="json"),
+        "adapt": ["masked_video"],
+        "adaptation": {"steps": 2, "control": True},
+    }
     run_study(parse_config(data, "tiny"), tmp_path, workers=1)
     found = read_json(tmp_path / "results.json")
-    assert {row["encoder"] for row in found["rows"]} >= {"masked_video", "masked_video+id"}
+    scores = {
+        (row["encoder"], row["env"], row["seed"], row["metric"]): row["value"]
+        for row in found["rows"]
+        if (row["readout"], row["input"], row["k"], row["subset"]) == ("ridge", "pair", 1, "all")
+        and row["dimension"] == "macro"
+    }
+    lifted = {key: value for key, value in scores.items() if key[3] == "id_lift"}
+    assert {key[0] for key in lifted} == {"masked_video+id", "masked_video+id-control"}
+    for (name, env, seed, _), value in lifted.items():
+        frozen = scores["masked_video", env, seed, "action_r2"]
+        assert value == pytest.approx(scores[name, env, seed, "action_r2"] - frozen)
     claims = [claim for claim in found["claims"] if claim["claim"] == "f" and claim["scope"] != "natural video"]
     assert claims and all("trained further" in claim["statistic"] for claim in claims)
