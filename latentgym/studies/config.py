@@ -189,8 +189,8 @@ class ProbeSettings(_Section):
 class RobustnessSettings(_Section):
     """What final checkpoints are scored under; nothing by default.
 
-    ``conditions`` are corruptions of test clips, such as ``"noise_015"``; ``stresses`` are changes of their frames' order,
-    of :data:`latentgym.probes.robustness.STRESSES`.
+    ``conditions`` are corruptions of test clips, such as ``"noise_015"``; ``stresses`` of
+    :data:`latentgym.probes.robustness.STRESSES` change the order of their frames.
     """
 
     conditions: tuple[str, ...] = ()

@@ -26,7 +26,8 @@ def config(*suites: dict[str, Any]) -> StudyConfig:
     data = {
         "name": "tiny", "claims": True, "suites": list(suites), "references": ["state"], "floors": [],
         "objectives": ["pixel_autoencoder", "masked_video", "inverse_dynamics"],
-        "robustness": {"conditions": ["noise_015"]}, "fidelity": {"steps": 2}, "pretraining": {"batch_size": 4},
+        "robustness": {"conditions": ["noise_015"], "stresses": ["freeze"]},
+        "fidelity": {"steps": 2}, "pretraining": {"batch_size": 4},
         "probe": {"folds": 2, "horizons": [1], "mlp_horizons": [], "controls": ["shuffled_actions"], "replicates": 50},
     }  # fmt: skip
     return parse_config(data, "tiny")
@@ -60,6 +61,8 @@ def test_corruption_and_the_front_are_measured_and_nothing_is_rolled_out(study: 
     assert dropped == {
         (name, seed) for name in ("pixel_autoencoder", "masked_video", "inverse_dynamics") for seed in (0, 1)
     }
+    stressed = {(row["encoder"], row["condition"]) for row in rows if row["metric"] == "stress_r2"}
+    assert stressed == {(name, "freeze") for name in ("pixel_autoencoder", "masked_video", "inverse_dynamics")}
     front = [row for row in rows if row["metric"] == "pareto_membership"]
     assert len(front) == 3 and all(0 <= row["value"] <= 1 for row in front) and sum(r["value"] for r in front) >= 1
     keys = ("env", "encoder", "seed", "readout", "input", "k", "subset", "dimension", "condition", "metric")
