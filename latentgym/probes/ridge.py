@@ -18,8 +18,11 @@ from latentgym.probes.gram import DualSystem, FoldSystem, Moments, Scaling
 DEFAULT_LAMBDAS = tuple(float(10.0**power) for power in range(-1, 7))
 _BUFFER_ROWS = 4096
 # An unplanned stream is held back this long: one that ends before is given the folds of one fit.
-_COARSE = 3
 _UNPLANNED_BYTES = 64 * 2**20
+_COARSE = 3
+# Up to so many features a fold with fewer rows than features is solved in the dual form; above, one that has fewer rows
+# than this share of them.
+_NARROW, _DUAL_SHARE = 512, 0.7
 
 
 def grouped_folds(groups: NDArray[Any], folds: int) -> dict[Any, int]:
@@ -225,8 +228,7 @@ class RidgeProbe:
         if searching and len(np.unique(list(self._fold_of.values()))) < self.folds:
             seen = {*self._fold_of, *(label for block in self._pending for label in block[2].tolist())}
             grouped_folds(np.array(list(seen)), self.folds)
-        dual = not self._moments and self._rows < len(self._offset_x)
-        final, systems = (self._dual_systems if dual else self._primal_systems)(searching)
+        final, systems = self._systems(searching)
         targets = len(self._offset_y)
         columns = [list(group) for group in self.target_groups or (range(targets),)]
         self.cv_scores_: dict[float, NDArray[np.float64]] = {}
@@ -249,6 +251,21 @@ class RidgeProbe:
     def _scaling(self) -> Scaling:
         return Scaling(self.standardize, self.scale_floor)
 
+    def _systems(self, searching: bool) -> tuple[FoldSystem | DualSystem, Sequence[FoldSystem] | Sequence[DualSystem]]:
+        """The final fit and those of the folds, each in the form with the smaller matrix as long as rows are here."""
+        if self._moments:
+            return self._primal_systems(searching)
+        x, y, fold = self._concatenated()
+        rows, features = len(x), len(self._offset_x)
+        trained_on = rows - np.bincount(fold, minlength=self.folds).min() if searching else rows
+        # Wide folds near the square share one Gram matrix, which is cheaper; narrow ones are solved the accurate way.
+        limit = features if features <= _NARROW else _DUAL_SHARE * features
+        systems = self._dual_folds(x, y, fold) if searching and (trained_on < limit or rows < features) else None
+        if rows < features:
+            return DualSystem(x, y, None, self._offset_x, self._scaling), systems or []
+        final, primal = self._primal_systems(searching and systems is None)
+        return final, primal if systems is None else systems
+
     def _primal_systems(self, searching: bool) -> tuple[FoldSystem, list[FoldSystem]]:
         if self._pending:
             self._flush()
@@ -265,13 +282,12 @@ class RidgeProbe:
         ]
         return final, systems
 
-    def _dual_systems(self, searching: bool) -> tuple[DualSystem, list[DualSystem]]:
-        x, y, fold = self._concatenated()
+    def _dual_folds(self, x: Tensor, y: Tensor, fold: NDArray[np.int64]) -> list[DualSystem]:
         systems = []
-        for index in range(self.folds if searching else 0):
+        for index in range(self.folds):
             out = torch.from_numpy(fold == index).to(x.device)
             systems.append(DualSystem(x[~out], y[~out], (x[out], y[out]), self._offset_x, self._scaling))
-        return DualSystem(x, y, None, self._offset_x, self._scaling), systems
+        return systems
 
     def _choose(self, systems: Sequence[FoldSystem] | Sequence[DualSystem], columns: Sequence[int]) -> float:
         if not systems:

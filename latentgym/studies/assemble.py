@@ -175,7 +175,7 @@ def _success_rows(item: Measured, seed: int) -> Iterator[Row]:
             **item.identity, metric="success_rate", readout="policy", policy_seed=policy_seed,
             value=float(outcome.mean()), low=low, high=high, n=outcome.size,
         )  # fmt: skip
-        yield _time_row(item.identity, item.times[policy_seed], policy_seed)
+        yield _time_row(item.identity, item.times.get(policy_seed, []), policy_seed)
     if len(item.success) > 1:
         table = np.stack([outcome for _, outcome in sorted(item.success.items())])
         low, high = crossed_bootstrap_interval(table, seed=seed)
