@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -109,9 +109,8 @@ def pretrain(
     with one_thread():
         needs_actions = OBJECTIVES[objective].trained_on_actions
         pool = ClipPool(data, seed=seed, steps=steps, camera=camera, actions=needs_actions, pool_bytes=pool_bytes)
-        run = _Run(objective, pool, out, key, seed=seed, steps=steps, batch_size=batch_size, device=target)
-        if needs_actions:
-            run.label_episodes = {dataset.key: [int(index) for index in episodes] for dataset, episodes in data}
+        seen = {dataset.key: [int(i) for i in episodes] for dataset, episodes in data} if needs_actions else {}
+        run = _Run(objective, pool, out, key, seen, seed=seed, steps=steps, batch_size=batch_size, device=target)
         run.resume()
         for step in range(run.done, steps):
             run.step()
@@ -134,13 +133,14 @@ class _Run:
         pool: ClipPool,
         out: Path,
         key: str,
+        label_episodes: Mapping[str, Sequence[int]],
         *,
         seed: int,
         steps: int,
         batch_size: int,
         device: torch.device,
     ) -> None:
-        self.pool, self.out, self.key = pool, out, key
+        self.pool, self.out, self.key, self.label_episodes = pool, out, key, label_episodes
         self.seed, self.steps, self.batch_size, self.device = seed, steps, batch_size, device
         # Layers draw from torch's global generator when they are built; all values are replaced, its state is kept.
         with torch.random.fork_rng(devices=[]):
@@ -152,7 +152,6 @@ class _Run:
         self.done = 0
         self.losses: list[float] = []
         self.flops_per_step = 0
-        self.label_episodes: dict[str, list[int]] = {}
 
     def step(self) -> None:
         """One optimiser step; the first one's floating-point operations are counted."""

@@ -20,7 +20,6 @@ from latentgym.statistics import (
     crossed_bootstrap_interval,
     mcnemar,
     newcombe_interval,
-    percentile_interval,
     wilson_interval,
 )
 from latentgym.studies.cells import CHAINS_NAME
@@ -85,6 +84,11 @@ class Measured:
         """The proxy's value, averaged over policy seeds where there are several."""
         values = [row.value for row in self.rows if _is_proxy(row, proxy) and row.value is not None]
         return float(np.mean(values)) if values else None
+
+    @property
+    def action_r2(self) -> Estimate:
+        """Action R² with its replicates; undefined where no window of one step was probed."""
+        return Estimate(self.value("action_r2"), self.replicates.get(replicate_key("action_r2"), np.empty(0)))
 
 
 def _is_proxy(row: Row, proxy: str) -> bool:
@@ -203,8 +207,7 @@ def _comparisons(item: Measured, measured: Sequence[Measured]) -> Iterator[Row]:
     twin = twin or _find(measured, "random", item.env, item.use.seed)
     probe: dict[str, Any] = {"readout": "ridge", "input": "pair", "k": 1, "subset": "all", "dimension": "macro"}
     if ceiling is not None and item is not ceiling:
-        key = replicate_key("action_r2")
-        found = share(*(Estimate(one.value("action_r2"), one.replicates[key]) for one in (item, ceiling)))
+        found = share(item.action_r2, ceiling.action_r2)
         if found is not None:
             low, high = found.interval
             yield Row(
@@ -213,24 +216,19 @@ def _comparisons(item: Measured, measured: Sequence[Measured]) -> Iterator[Row]:
             )  # fmt: skip
     base, adapted, _ = item.use.name.partition(ADAPTED_SUFFIX)
     frozen = _find(measured, base, item.env, item.use.seed) if adapted else None
-    if frozen is not None:
-        ours, before = item.value("action_r2"), frozen.value("action_r2")
-        if ours is not None and before is not None:
-            key = replicate_key("action_r2")
-            low, high = percentile_interval(item.replicates[key] - frozen.replicates[key])
-            yield Row(
-                **item.identity, **probe, metric="id_lift", value=ours - before, low=low, high=high, n=_episodes(item)
-            )
+    for metric, other in (("id_lift", frozen), ("action_r2_minus_random", twin)):
+        if other is not None and item is not other:
+            yield from _difference(item, other, metric, probe)
     if twin is not None and item is not twin:
-        ours, floor = item.value("action_r2"), twin.value("action_r2")
-        if ours is not None and floor is not None:
-            key = replicate_key("action_r2")
-            low, high = percentile_interval(item.replicates[key] - twin.replicates[key])
-            yield Row(
-                **item.identity, **probe, metric="action_r2_minus_random",
-                value=ours - floor, low=low, high=high, n=_episodes(item),
-            )  # fmt: skip
         yield from _paired_success(item, twin)
+
+
+def _difference(item: Measured, other: Measured, metric: str, probe: Mapping[str, Any]) -> Iterator[Row]:
+    """Action R² minus that of another encoder, paired by episode."""
+    found = item.action_r2 - other.action_r2
+    if found.value is not None:
+        low, high = found.interval
+        yield Row(**item.identity, **probe, metric=metric, value=found.value, low=low, high=high, n=_episodes(item))
 
 
 def _paired_success(item: Measured, twin: Measured) -> Iterator[Row]:

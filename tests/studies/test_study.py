@@ -18,7 +18,7 @@ import pytest
 from latentgym.artifacts import read_json
 from latentgym.errors import LatentGymError
 from latentgym.results import Row
-from latentgym.studies.config import load_config
+from latentgym.studies.config import load_config, parse_config
 from latentgym.studies.study import run_study
 
 pytestmark = pytest.mark.slow
@@ -66,6 +66,16 @@ def test_every_encoder_is_measured_everywhere(smoke: Path) -> None:
         assert {"constant", "previous_action"} <= probed
     decoded = {row["encoder"] for row in rows_of(smoke, metric="psnr_db", readout="decoder")}
     assert {*config.objectives, *config.floors} <= decoded
+
+
+def test_a_study_may_leave_out_windows_of_one_step(tmp_path: Path) -> None:
+    """Comparisons of the headline score are then undefined, and the rest stands."""
+    suite = {"name": "one", "envs": ["latentgym/TabletopReach-v0"], "episodes": 12, "rollouts": 0, "image_size": 32}
+    probe = {"horizons": [2], "folds": 2, "replicates": 20}
+    given = {"name": "tiny", "objectives": ["pixel_autoencoder"], "suites": [{**suite, "pretraining_steps": 2}]}
+    run_study(parse_config({**given, "fidelity": {"steps": 2}, "probe": probe}, "tiny"), tmp_path)
+    assert {row["k"] for row in rows_of(tmp_path, metric="action_r2")} == {2}
+    assert not rows_of(tmp_path, metric="action_r2_share_of_state")
 
 
 def test_every_listed_rollout_counts(smoke: Path) -> None:
