@@ -160,7 +160,7 @@ def warn_of_seen_labels(dataset: Dataset, encoder: Encoder, split: Split) -> Non
     if seen:
         warnings.warn(
             f"encoder {encoder.spec.name!r} was trained on the actions of {len(seen)} of {len(held_out)} held-out "
-            "episodes of this split, so that its scores are too high; adapt and probe with one split (equal seeds)",
+            "episodes of this split, so that its scores are too high; use one split for both",
             RuntimeWarning,
             stacklevel=3,
         )
