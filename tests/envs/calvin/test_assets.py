@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from latentgym import cli
+from latentgym.envs import make_env
 from latentgym.envs.calvin import assets
 from latentgym.errors import CorruptDataError, LatentGymError
 
@@ -37,6 +38,10 @@ def test_a_folder_is_copied_whole(source: Path, tmp_path: Path) -> None:
     folder = assets.fetch_assets(tmp_path / "out", str(source), lambda *counts: calls.append(counts))
     assert assets.find_assets(folder) == folder and calls[-1][0] == calls[-1][1]
     assert len(assets.instructions(folder)) == 34
+    for scene in "ABCD":
+        env = make_env(f"latentgym/Calvin{scene}-v0", assets=folder, pixels=False)
+        env.reset(seed=0)  # PyBullet finds every mesh that the scene names
+        env.close()
     assert assets.fetch_assets(folder, str(tmp_path / "nothing")) == folder, "what is whole is left alone"
 
 
