@@ -1,8 +1,10 @@
-"""Frames per second of ``encode`` on uint8 frames, beside two peers on one thread or on a GPU.
+"""Frames per second of encoding uint8 frames, beside two peers on one thread or on a GPU.
 
-``bare``: the model's own forward on batches that are loaded and normalised already, the floor; ours resizes, normalises
-and checks besides. ``processor``: a loop over the library's own processor and forward, one frame at a time, as its
-documentation shows, and the same on batches. Run
+``ours``: features of episodes as every data set is encoded, batches on their way to the device while others are
+computed. ``call``: ``Encoder.encode`` of one batch after the other. ``bare``: the model's own forward on batches that
+are loaded and normalised already, the floor; ours resizes, normalises, checks and pools besides. ``processor``: a loop
+over the library's own processor and forward, one frame at a time, as its documentation shows, and the same on batches.
+Run
 
     OMP_NUM_THREADS=1 pytest benchmarks/encoders/test_throughput.py --benchmark-only
 
@@ -26,12 +28,14 @@ import pytest
 import torch
 
 from latentgym.encoders import Encoder, load_encoder
+from latentgym.encoders.features import View, encode_episodes
 from latentgym.encoders.torchvision_fallback import ensure_torchvision
 
 ensure_torchvision()
 transformers = pytest.importorskip("transformers")
 
 FRAMES = int(os.environ.get("BENCH_FRAMES", "64"))
+EPISODE = 100
 BATCH = int(os.environ.get("BENCH_BATCH", "8"))
 DEVICE = os.environ.get("BENCH_DEVICE", "cpu")
 DTYPE = os.environ.get("BENCH_DTYPE", "float32")
@@ -85,6 +89,15 @@ def batches(frames: Any) -> list[Any]:
 
 
 def test_ours(benchmark: Any, case: Case) -> None:
+    encoder, _, _, frames = case
+    episodes = [frames[start : start + EPISODE] for start in range(0, FRAMES, EPISODE)]
+    single = View("single")
+    measure(
+        benchmark, lambda: list(encode_episodes(encoder, episodes, single, pooling="mean", batch_size=BATCH)) and None
+    )
+
+
+def test_call(benchmark: Any, case: Case) -> None:
     encoder, _, _, frames = case
     clips = batches(frames[:, None])
     measure(benchmark, lambda: [encoder.encode(clip) for clip in clips] and None)

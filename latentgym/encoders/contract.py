@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Literal
@@ -188,6 +189,15 @@ class Encoder(abc.ABC):
             pixels = torch.nn.functional.interpolate(
                 pixels, size=(size, size), mode="bilinear", antialias=True, align_corners=False
             )
-        mean = torch.tensor(self.spec.mean, device=self.device).view(3, 1, 1)
-        std = torch.tensor(self.spec.std, device=self.device).view(3, 1, 1)
+        mean, std = _scaling(tuple(self.spec.mean), tuple(self.spec.std), self.device)
         return pixels.div_(255.0).sub_(mean).div_(std).reshape(batch, time, 3, size, size)
+
+
+@functools.lru_cache(maxsize=64)
+def _scaling(
+    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both as ``(3, 1, 1)`` on the device; a GPU would stand still for every copy of them."""
+    # Made outside inference mode, they serve callers inside and outside of it.
+    with torch.inference_mode(False):
+        return torch.tensor(mean, device=device).view(3, 1, 1), torch.tensor(std, device=device).view(3, 1, 1)

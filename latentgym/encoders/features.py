@@ -6,6 +6,7 @@ meets in control exactly the features that it was trained on.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from latentgym.encoders.contract import Encoder, EncoderSpec, Latents
+from latentgym.encoders.pipeline import ahead, rebatched
 from latentgym.errors import LatentGymError
 
 # Pixels in one batch: a CPU gains nothing from more, a GPU wants to be filled.
@@ -177,7 +179,7 @@ def encode_clips(
 
 def encode_clips_layers(
     encoder: Encoder,
-    clips: NDArray[Any],
+    clips: NDArray[Any] | torch.Tensor,
     view: View,
     layers: Sequence[int],
     *,
@@ -196,13 +198,14 @@ def encode_clips_layers(
     pooling = pooling or encoder.spec.pooling
     batch_size = batch_size or default_batch_size(encoder)
     batch_size = min(batch_size, encoder.batch_limit or batch_size)
+    clips = torch.as_tensor(clips)
     rows: list[list[NDArray[np.float32]]] = [[] for _ in layers]
     start = 0
     while start < len(clips):
         batch = clips[start : start + batch_size]
         count = len(batch)
         if count < batch_size:
-            batch = np.concatenate([batch, np.repeat(batch[-1:], batch_size - count, axis=0)])
+            batch = torch.cat([batch, batch[-1:].expand(batch_size - count, *batch.shape[1:])])
         try:
             found = encoder.encode_layers(batch, layers)
         except torch.OutOfMemoryError as error:
@@ -210,15 +213,17 @@ def encode_clips_layers(
             continue
         start += count
         for kept, latents in zip(rows, found, strict=True):
-            grid = encoder.spec.grid if latents.tokens.shape[2] > 1 else None
-            pooled = pool(latents, pooling, grid=grid)[:count]
-            if view.kind == "causal":
-                features = pooled[:, -1]
-            else:
-                # Tokens of all times stay apart: a readout of tokens finds out itself which time matters.
-                features = pooled.flatten(1) if pooling == "tokens" else pooled.mean(dim=1)
-            kept.append(features.float().cpu().numpy())
+            kept.append(_features(latents, encoder.spec, view, pooling)[:count].float().cpu().numpy())
     return [np.concatenate(parts) for parts in rows]
+
+
+def _features(latents: Latents, spec: EncoderSpec, view: View, pooling: str) -> torch.Tensor:
+    """One row per clip."""
+    pooled = pool(latents, pooling, grid=spec.grid if latents.tokens.shape[2] > 1 else None)
+    if view.kind == "causal":
+        return pooled[:, -1]
+    # Tokens of all times stay apart: a readout of tokens finds out itself which time matters.
+    return pooled.flatten(1) if pooling == "tokens" else pooled.mean(dim=1)
 
 
 def _halve(encoder: Encoder, batch_size: int, error: torch.OutOfMemoryError) -> int:
@@ -279,33 +284,47 @@ def encode_episodes_layers(
     stored, drop = canonical_view(view, encoder.spec)
     batch_size = batch_size or default_batch_size(encoder)
     counts: deque[int] = deque()
-    waiting: list[NDArray[Any]] = []
     encoded: list[list[NDArray[np.float32]]] = []
+    last: NDArray[Any] | None = None
 
-    def encode(clips: NDArray[Any], size: int) -> list[NDArray[np.float32]]:
+    def windows() -> Iterator[NDArray[Any]]:
+        nonlocal last
+        for observations in episodes:
+            if len(observations) == 0:
+                raise LatentGymError(f"encoder {encoder.spec.name!r}: no observations to encode")
+            last = observations
+            indices = window_indices(len(observations), stored, encoder.spec.clip_length)[drop:]
+            counts.append(len(indices))
+            # Clips overlap: those of a whole episode would hold each of its frames once per frame of a clip.
+            for start in range(0, len(indices), batch_size):
+                yield observations[indices[start : start + batch_size]]
+
+    def encode(clips: NDArray[Any] | torch.Tensor, size: int) -> list[NDArray[np.float32]]:
         return encode_clips_layers(encoder, clips, stored, layers, pooling=pooling, batch_size=size)
 
-    for observations in episodes:
-        if len(observations) == 0:
-            raise LatentGymError(f"encoder {encoder.spec.name!r}: no observations to encode")
-        windows = window_indices(len(observations), stored, encoder.spec.clip_length)[drop:]
-        counts.append(len(windows))
-        waiting.append(observations[windows])
-        if sum(map(len, waiting)) >= batch_size:
-            clips = np.concatenate(waiting)
-            whole = len(clips) // batch_size * batch_size
-            encoded.append(encode(clips[:whole], batch_size))
-            waiting = [clips[whole:]]
+    for batch in ahead(_moved(rebatched(windows(), batch_size), encoder.device)):
+        encoded.append(encode(batch, batch_size))
         yield from _finished(counts, encoded)
-    if counts:
-        rest = np.concatenate(waiting)
-        if len(rest):
-            encoded.append(encode(rest, batch_size))
-        if not encoded:
-            # No episode has a row, but the width is only known from a pass.
-            clip = np.repeat(observations[:1], encoder.spec.clip_length, axis=0)
-            encoded.append([rows[:0] for rows in encode(clip[None], 1)])
-        yield from _finished(counts, encoded)
+    if last is not None and not encoded:
+        # No episode has a row, but the width is only known from a pass.
+        clip = np.repeat(last[:1], encoder.spec.clip_length, axis=0)
+        encoded.append([rows[:0] for rows in encode(clip[None], 1)])
+    yield from _finished(counts, encoded)
+
+
+def _moved(batches: Iterable[NDArray[Any]], device: torch.device) -> Iterator[torch.Tensor]:
+    """Each batch on ``device``; copies to a GPU run beside what it computes."""
+    if device.type != "cuda":
+        yield from map(torch.as_tensor, batches)
+        return
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    for batch in batches:
+        clips = torch.as_tensor(batch)
+        # A batch that does not fit stays where it is, to be halved when it is encoded.
+        with contextlib.suppress(torch.OutOfMemoryError), torch.cuda.stream(stream):
+            clips = clips.pin_memory().to(device, non_blocking=True)
+        stream.synchronize()
+        yield clips
 
 
 def _finished(counts: deque[int], encoded: list[list[NDArray[np.float32]]]) -> Iterator[list[NDArray[np.float32]]]:

@@ -159,6 +159,20 @@ def test_batches_across_episodes_change_no_bit(view):
         np.testing.assert_array_equal(rows, encode_view(encoder, frames, view, batch_size=4))
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_episodes_on_a_gpu_are_what_their_clips_give_one_batch_at_a_time():
+    encoder = load_encoder("random", device="cuda")
+    rng = np.random.default_rng(0)
+    episodes = [rng.integers(0, 256, (length, 64, 64, 3), dtype=np.uint8) for length in (30, 9, 1, 50)]
+    found = np.concatenate(list(encode_episodes(encoder, episodes, View("single"), batch_size=8)))
+    frames = np.concatenate(episodes)
+    clips = frames[:, None].repeat(encoder.spec.clip_length, axis=1)
+    batches = [clips[start : start + 8] for start in range(0, len(clips), 8)]
+    batches[-1] = np.concatenate([batches[-1], batches[-1][-1:].repeat(8 - len(batches[-1]), axis=0)])
+    expected = [pool(encoder.encode(batch), encoder.spec.pooling).mean(dim=1).cpu().numpy() for batch in batches]
+    np.testing.assert_array_equal(found, np.concatenate(expected)[: len(frames)])
+
+
 class Cramped(PixelEncoder):
     """Takes no more than three clips at once, as a small GPU would."""
 
