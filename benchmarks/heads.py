@@ -71,7 +71,7 @@ def record_task(out: Path, task: str) -> None:
 
 
 def pretrain_encoder(out: Path, tasks: Sequence[str], objective: str) -> None:
-    if not (out / objective).is_dir():
+    if not (out / objective / "encoder.json").exists():
         datasets = [open_dataset(folder_of(out, task)) for task in tasks]
         pairs = [(dataset, split_episodes(dataset, seed=0).train) for dataset in datasets]
         pretrain(objective, pairs, out=out / objective, seed=0, steps=PRETRAINING_STEPS, batch_size=64, checkpoints=())
@@ -102,12 +102,15 @@ def print_table(out: Path, cells: Sequence[Cell]) -> None:
     print("| task | encoder | " + " | ".join(HEADS) + " |")
     print("|---|---|" + "---|" * len(HEADS))
     for (task, encoder), row in itertools.groupby(cells, key=lambda cell: cell[:2]):
-        found = [json.loads(result_of(out, cell).read_text()) for cell in row]
-        texts = []
-        for item in found:
-            low, high = wilson_interval(item["successes"], item["episodes"])
-            texts.append(f"{item['successes']}/{item['episodes']} [{low:.2f}, {high:.2f}]")
-        print(f"| `{task}` | {encoder} | " + " | ".join(texts) + " |")
+        print(f"| `{task}` | {encoder} | " + " | ".join(rate_of(result_of(out, cell)) for cell in row) + " |")
+
+
+def rate_of(path: Path) -> str:
+    if not path.exists():
+        return ""
+    item = json.loads(path.read_text())
+    low, high = wilson_interval(item["successes"], item["episodes"])
+    return f"{item['successes']}/{item['episodes']} [{low:.2f}, {high:.2f}]"
 
 
 def main() -> None:
