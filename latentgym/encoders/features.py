@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from latentgym.encoders.contract import Encoder, EncoderSpec, Latents
-from latentgym.encoders.pipeline import ahead, rebatched
+from latentgym.encoders.pipeline import ahead, gathered
 from latentgym.errors import LatentGymError
 
 # Pixels in one batch: a CPU gains nothing from more, a GPU wants to be filled.
@@ -287,7 +287,7 @@ def encode_episodes_layers(
     encoded: list[list[NDArray[np.float32]]] = []
     last: NDArray[Any] | None = None
 
-    def windows() -> Iterator[NDArray[Any]]:
+    def windows() -> Iterator[tuple[NDArray[Any], NDArray[np.int64]]]:
         nonlocal last
         for observations in episodes:
             if len(observations) == 0:
@@ -295,14 +295,13 @@ def encode_episodes_layers(
             last = observations
             indices = window_indices(len(observations), stored, encoder.spec.clip_length)[drop:]
             counts.append(len(indices))
-            # Clips overlap: those of a whole episode would hold each of its frames once per frame of a clip.
-            for start in range(0, len(indices), batch_size):
-                yield observations[indices[start : start + batch_size]]
+            yield observations, indices
 
     def encode(clips: NDArray[Any] | torch.Tensor, size: int) -> list[NDArray[np.float32]]:
         return encode_clips_layers(encoder, clips, stored, layers, pooling=pooling, batch_size=size)
 
-    for batch in ahead(_moved(rebatched(windows(), batch_size), encoder.device)):
+    batches = gathered(windows(), batch_size, pinned=encoder.device.type == "cuda")
+    for batch in ahead(_moved(batches, encoder.device)):
         encoded.append(encode(batch, batch_size))
         yield from _finished(counts, encoded)
     if last is not None and not encoded:
@@ -312,19 +311,19 @@ def encode_episodes_layers(
     yield from _finished(counts, encoded)
 
 
-def _moved(batches: Iterable[NDArray[Any]], device: torch.device) -> Iterator[torch.Tensor]:
+def _moved(batches: Iterable[torch.Tensor], device: torch.device) -> Iterator[torch.Tensor]:
     """Each batch on ``device``; copies to a GPU run beside what it computes."""
     if device.type != "cuda":
-        yield from map(torch.as_tensor, batches)
+        yield from batches
         return
     stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     for batch in batches:
-        clips = torch.as_tensor(batch)
+        moved = batch
         # A batch that does not fit stays where it is, to be halved when it is encoded.
         with contextlib.suppress(torch.OutOfMemoryError), torch.cuda.stream(stream):
-            clips = clips.pin_memory().to(device, non_blocking=True)
+            moved = batch.to(device, non_blocking=True)
         stream.synchronize()
-        yield clips
+        yield moved
 
 
 def _finished(counts: deque[int], encoded: list[list[NDArray[np.float32]]]) -> Iterator[list[NDArray[np.float32]]]:

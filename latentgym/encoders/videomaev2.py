@@ -86,7 +86,7 @@ def build_videomaev2(
     )
     with torch.device("meta"):
         model = transformers.VideoMAEModel(config)
-    fill(model, _renamed(part), TITLE, unused=UNUSED)
+    fill(model, _key_biases(model) | _renamed(part), TITLE, unused=UNUSED)
     spec = EncoderSpec(
         name=name,
         family="masked_video",
@@ -129,3 +129,9 @@ def _renamed(part: State) -> dict[str, torch.Tensor]:
         else:
             renamed[name] = value
     return renamed
+
+
+def _key_biases(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Zero biases of keys, which some releases of transformers have and the architecture has not."""
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    return {name: torch.zeros(shape) for name, shape in shapes.items() if name.endswith(".attention.key.bias")}

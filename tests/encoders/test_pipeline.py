@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latentgym.encoders.pipeline import ahead, rebatched
+from latentgym.encoders.pipeline import ahead, gathered
 from latentgym.errors import LatentGymError
 
 
@@ -46,11 +46,21 @@ def test_an_error_comes_after_the_items_before_it() -> None:
         next(stream)
 
 
-@given(st.lists(st.integers(0, 7), max_size=8), st.integers(1, 6))
-def test_batches_hold_every_row_once_in_order(lengths: list[int], size: int) -> None:
-    ends = np.cumsum(lengths, dtype=np.int64)
-    arrays = [np.arange(end - length, end) for end, length in zip(ends, lengths, strict=True)]
-    batches = list(rebatched(arrays, size))
-    assert [row for batch in batches for row in batch] == list(range(sum(lengths)))
+@given(st.lists(st.integers(0, 7), max_size=8), st.integers(1, 6), st.integers(0, 2**32 - 1))
+def test_batches_hold_every_row_once_in_order(lengths: list[int], size: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    arrays = [rng.integers(0, 256, (5, 2, 3), dtype=np.uint8) for _ in lengths]
+    indices = [rng.integers(0, 5, (length, 2)) for length in lengths]
+    pieces = list(zip(arrays, indices, strict=True))
+    batches = [batch.numpy() for batch in gathered(pieces, size)]
+    expected = np.concatenate([np.empty((0, 2, 2, 3), np.uint8), *(array[rows] for array, rows in pieces)])
+    np.testing.assert_array_equal(np.concatenate([expected[:0], *batches]), expected)
     assert all(len(batch) == size for batch in batches[:-1])
     assert all(0 < len(batch) <= size for batch in batches)
+
+
+@pytest.mark.parametrize("other", [np.zeros((4, 3, 2), np.uint8), np.zeros((4, 2, 3), np.float32)])
+def test_episodes_of_another_size_or_type_are_refused(other: np.ndarray) -> None:
+    indices = np.arange(4)
+    with pytest.raises(LatentGymError, match="all episodes must be alike"):
+        list(gathered([(np.zeros((4, 2, 3), np.uint8), indices), (other, indices)], 3))
