@@ -180,7 +180,7 @@ class GenericEnv(gymnasium.Env[Any, Any]):
         if self._vector_size:
             vector = spaces.flatten(self._env.observation_space, observation).astype(np.float32)  # type: ignore[union-attr]
         frames: dict[str, NDArray[Any]] = {camera: self.render() for camera in self.contract.cameras}
-        goals = {key: np.asarray(observation[key]) for key in self._goals}
+        goals = {key: np.array(observation[key]) for key in self._goals}
         return frames | {"proprio": vector, "state": vector.copy()} | goals
 
     def _settle_mujoco(self, render: Render) -> None:

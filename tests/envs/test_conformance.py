@@ -5,10 +5,12 @@ from __future__ import annotations
 import gymnasium
 import numpy as np
 import pytest
+from gymnasium.utils import env_checker
 
 from latentgym.envs.conformance import check_env
 from latentgym.envs.fetch import fetch_ids
 from latentgym.envs.generic import make_generic
+from latentgym.envs.make import make_env
 from latentgym.envs.robosuite import robosuite_tasks
 
 CONFORMING = {
@@ -32,6 +34,8 @@ HEAVY = {
     "FrankaKitchen-v1": {"horizon": 20},
     "HalfCheetah-v5": {"horizon": 20},
 }
+# One robot and two: the others differ in their objects alone.
+TWO_ROBOSUITE = ("robosuite/Door-v0", "robosuite/TwoArmLift-v0")
 
 
 @pytest.mark.parametrize("env_id", CONFORMING)
@@ -45,11 +49,29 @@ def test_all_families_conform(env_id):
     assert check_env(env_id, **HEAVY[env_id]) == []
 
 
+@pytest.mark.parametrize("env_id", CONFORMING)
+def test_gymnasium_accepts_shipped_environments(env_id):
+    _pass_gymnasium(env_id, CONFORMING[env_id])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("env_id", [*(env_id for env_id in HEAVY if "/" not in env_id), *TWO_ROBOSUITE])
+def test_gymnasium_accepts_all_families(env_id):
+    _pass_gymnasium(env_id, HEAVY[env_id])
+
+
+def _pass_gymnasium(env_id, options):
+    env = make_env(env_id, **options)
+    # It closes the environment itself and makes it again from its spec.
+    env_checker.check_env(env)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("scene", "AD")
 def test_calvin_conforms(scene, shared, monkeypatch):
     monkeypatch.setenv("CALVIN_ENV_ROOT", str(shared / "calvin_assets"))
     assert check_env(f"latentgym/Calvin{scene}-v0", horizon=8) == []
+    _pass_gymnasium(f"latentgym/Calvin{scene}-v0", {"horizon": 8})
 
 
 class Broken(gymnasium.Wrapper):
