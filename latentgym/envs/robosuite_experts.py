@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -249,8 +250,68 @@ class DoorExpert(RobosuiteExpert):
         return Command(start, _OPEN, out, pointing)
 
 
+class NutExpert(RobosuiteExpert):
+    """Grasps a nut by its handle, carries it over its peg and lets it fall once the peg is in the hole.
+
+    Args:
+        peg: horizontal position of the peg, m.
+        handle: from the nut's centre to its handle, m.
+        square: whether the hole only takes the peg at right angles.
+    """
+
+    _PEG_TOP_M = 0.95
+    _CLEARANCE_M = 0.04
+    _THREADED_M = 0.012  # of the nut's centre below the peg's top
+    _ON_PEG_M = 0.03
+    _HOLDING_OPENING_M = 0.045
+    _NEAR_M = 0.035
+    _ALIGNED_RAD = 0.06
+    _TURN_RAD = 0.8
+    _BESIDE_RAD = 1.3
+    _HOVER_M = 0.1
+    _CENTRED_M = 0.01
+    _AROUND_M = 0.01
+
+    def __init__(self, peg: tuple[float, float], handle: float, *, square: bool) -> None:
+        self.aligned = 0.005 if square else 0.009  # of about 7 and 11 mm that the peg leaves free
+        self.peg, self.handle, self.square = np.array([*peg, self._PEG_TOP_M]), handle, square
+
+    def _command(self, hand: Hand, objects: Vector) -> Command:
+        nut, yaw = objects[7:10], _yaw(objects[10:14])
+        grasped = nut + self.handle * _horizontal(yaw)
+        over_peg = _distance(nut, self.peg) < self._ON_PEG_M
+        if over_peg and nut[2] < self._PEG_TOP_M - self._THREADED_M:
+            return Command(hand.position, _OPEN)
+        if np.linalg.norm(grasped - hand.position) < self._NEAR_M and hand.opening < self._HOLDING_OPENING_M:
+            return self._carry(hand, nut, yaw)
+        along = _horizontal(yaw + math.pi / 2)
+        return _grasp(hand, grasped, along, hover=self._HOVER_M, centred=self._CENTRED_M, around=self._AROUND_M)
+
+    def _carry(self, hand: Hand, nut: Vector, yaw: float) -> Command:
+        turn = self._wanted(yaw) - yaw
+        height = self._PEG_TOP_M + self._CLEARANCE_M
+        away = _distance(nut, self.peg)
+        aligned = away < self.aligned and abs(turn) < self._ALIGNED_RAD
+        if aligned or (away < 2 * self.aligned and nut[2] < self._PEG_TOP_M + 0.01):
+            height = self._PEG_TOP_M - 2 * self._THREADED_M
+        # Up first: the nut would push the peg's side.
+        place = nut[:2] if nut[2] < self._PEG_TOP_M + 0.015 and away > self._ON_PEG_M else self.peg[:2]
+        # The nut turns with the hand, by less than the right angle at which the fingers would change sides.
+        along = _horizontal(yaw + float(np.clip(turn, -self._TURN_RAD, self._TURN_RAD)) + math.pi / 2)
+        return Command(hand.position + np.append(place, height) - nut, _CLOSE, along)
+
+    def _wanted(self, yaw: float) -> float:
+        """The nearest yaw that fits the peg and does not hold the nut from behind it, out of the arm's reach."""
+        if not self.square:
+            return math.copysign(max(abs(yaw), self._BESIDE_RAD), yaw)
+        return min((-math.pi, -math.pi / 2, math.pi / 2, math.pi), key=lambda quarter: abs(quarter - yaw))
+
+
+# Where robosuite's arena has the pegs, and how far a nut's handle is from its centre.
 ROBOSUITE_EXPERTS: dict[str, Callable[[], Expert]] = {
     "Lift": LiftExpert,
     "Stack": StackExpert,
     "Door": DoorExpert,
+    "NutAssemblySquare": functools.partial(NutExpert, (0.23, 0.1), 0.054, square=True),
+    "NutAssemblyRound": functools.partial(NutExpert, (0.23, -0.1), 0.06, square=False),
 }
