@@ -12,6 +12,7 @@ from latentgym.probes.pareto import pareto_front, pareto_membership
 from latentgym.probes.report import ProbeResult
 from latentgym.probes.ridge import RidgeProbe
 from latentgym.probes.robustness import robustness
+from latentgym.probes.robustness_gain import robustness_gain
 
 __all__ = [
     "FLOORS",
@@ -31,5 +32,6 @@ __all__ = [
     "probe_layers",
     "reconstruction_sheet",
     "robustness",
+    "robustness_gain",
     "write_depth_profile",
 ]

@@ -243,6 +243,21 @@ class _ChainRunner:
         self._env.close()
 
     def run(self, numbered: _Numbered) -> ChainRecord:
+        """Run one chain.
+
+        Raises:
+            LatentGymError: if policy or simulator fails; the message names the chain.
+        """
+        try:
+            return self._run(numbered)
+        except LatentGymError:
+            raise
+        except Exception as error:  # a simulator or a policy may raise anything
+            raise LatentGymError(
+                f"chain {numbered[0]} ({', '.join(numbered[1][1])}) failed: {type(error).__name__}: {error}"
+            ) from error
+
+    def _run(self, numbered: _Numbered) -> ChainRecord:
         index, (condition, tasks) = numbered
         robot_obs, scene_obs = initial_state(condition)
         state = {"robot_obs": robot_obs, "scene_obs": scene_obs, "task": tasks[0]}

@@ -109,6 +109,25 @@ def test_lengths_and_rates_count_as_the_benchmark_does() -> None:
     assert json.loads(json.dumps(found.to_dict()))["mean_length"]["value"] == 2
 
 
+class Wrecker(Still):
+    """Takes the simulator away after a few steps."""
+
+    def bind(self, envs: Sequence[Any], deliberate: Any = frozenset()) -> None:
+        self.env = envs[0]
+
+    def act(self, observation: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+        if len(self.told) == 3:
+            self.env.close()
+        return super().act(observation)
+
+
+def test_a_simulator_that_fails_names_the_chain() -> None:
+    with pytest.raises(
+        LatentGymError, match=r"chain 0 \(turn_on_led, open_drawer, turn_on_lightbulb\) failed: error: "
+    ):
+        evaluate_chains(Wrecker(), SOLVED[:1])
+
+
 def test_bad_chains_and_options_are_refused() -> None:
     with pytest.raises(LatentGymError, match="1 to 1000"):
         evaluate_chains(ExpertPolicy(), 1001)
