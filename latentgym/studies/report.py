@@ -20,6 +20,7 @@ from latentgym.studies.tables import (
     pareto_table,
     policy_corruption_tables,
     robustness_table,
+    stress_table,
     temporal_table,
 )
 from latentgym.studies.wording import METRICS, label_env, label_metric, label_name
@@ -74,6 +75,7 @@ def _context(study_dir: Path, results: Mapping[str, Any], run: Mapping[str, Any]
         "answer": summary.answer(links),
         "controls": control_table(rows, summaries),
         "robustness": robustness_table(rows, summaries),
+        "stressed": stress_table(rows, summaries),
         "corrupted_policies": policy_corruption_tables(rows, summaries),
         "temporal": temporal_table(rows, summaries),
         "chains": chain_table(rows, summaries),

@@ -27,6 +27,12 @@ CONTROLS = {
     "selectivity": "selectivity",
 }
 ROBUSTNESS = {"corrupted_r2": "R²", "r2_drop": "drop", "latent_cosine_similarity": "cosine"}
+STRESSED = {
+    ("stress_r2", "shuffle"): "frames shuffled",
+    ("stress_r2", "reverse"): "frames reversed",
+    ("reverse_negated_r2", "reverse"): "reversed, prediction negated",
+    ("stress_r2", "freeze"): "first frame only",
+}
 _PROBED = {"readout": "ridge", "input": "pair", "k": 1, "subset": "all", "dimension": "macro"}
 # Metric and subset of the windows to what the column is called.
 TEMPORAL = {
@@ -108,6 +114,14 @@ def robustness_table(rows: Sequence[Row], summaries: Sequence[EncoderSummary]) -
     wanted = {(metric, condition): (metric, condition) for condition in conditions for metric in ROBUSTNESS}
     table = [line for line in _table(rows, summaries, {"clean": ("action_r2", None), **wanted}) if len(line[2]) > 1]
     return {"conditions": conditions, "metrics": ROBUSTNESS, "lines": table}
+
+
+def stress_table(rows: Sequence[Row], summaries: Sequence[EncoderSummary]) -> dict[str, Any]:
+    """Clean score, and score under every temporal stress; empty where none was scored."""
+    wanted: dict[Any, tuple[str, str | None]] = {"clean": ("action_r2", None), **{pair: pair for pair in STRESSED}}
+    table = [line for line in _table(rows, summaries, wanted) if len(line[2]) > 1]
+    present = {pair: label for pair, label in STRESSED.items() if any(pair in cells for _, _, cells in table)}
+    return {"columns": present, "lines": table}
 
 
 def policy_corruption_tables(rows: Sequence[Row], summaries: Sequence[EncoderSummary]) -> list[dict[str, Any]]:

@@ -73,7 +73,7 @@ def test_corruption_and_the_front_are_measured_and_nothing_is_rolled_out(study: 
 @pytest.mark.slow
 def test_the_page_shows_claims_controls_corruption_and_front(study: Path) -> None:
     page = write_report(study).read_text()
-    for section in ("claims", "controls", "robustness", "pareto"):
+    for section in ("claims", "controls", "robustness", "stressed", "pareto"):
         assert f'<section id="{section}">' in page
     assert "small scale, domain video" in page and "How sure is a place on the front?" in page
     assert "rolls out no policy" in page
