@@ -6,6 +6,7 @@ from latentgym.statistics.bootstrap import (
     hierarchical_bootstrap,
     interquartile_mean,
     percentile_interval,
+    success_interval,
 )
 from latentgym.statistics.power import Power, comparison_power, required_episodes
 from latentgym.statistics.proportions import barnard, holm, mcnemar, newcombe_interval, wilson_interval
@@ -43,5 +44,6 @@ __all__ = [
     "required_episodes",
     "spearman",
     "split_half_reliability",
+    "success_interval",
     "wilson_interval",
 ]

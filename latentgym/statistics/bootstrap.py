@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from latentgym.errors import LatentGymError
 from latentgym.seeding import numpy_generator
 from latentgym.statistics.checks import check_level
+from latentgym.statistics.proportions import wilson_interval
 
 Floats = NDArray[np.float64]
 
@@ -122,6 +123,26 @@ def crossed_bootstrap_interval(
     means = crossed_bootstrap_means(outcomes, replicates, rows=rows, columns=columns)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def success_interval(outcomes: ArrayLike, *, seed: int = 0, level: float = 0.95) -> tuple[float, float]:
+    """Interval of the success rate of one trained policy, or of several on the same initial states.
+
+    Wilson's for one; for several :func:`crossed_bootstrap_interval`, except where every rollout ended alike: resamples
+    of equal outcomes say nothing, and Wilson's interval over the initial states alone stands in.
+
+    Args:
+        outcomes: ``(P, N)`` outcomes, 0 or 1, of P policy seeds on N initial states.
+        seed: seed of the bootstrap.
+        level: confidence level.
+
+    >>> [round(bound, 2) for bound in success_interval([[1] * 50] * 3)]
+    [0.93, 1.0]
+    """
+    table = np.atleast_2d(np.asarray(outcomes, dtype=np.float64))
+    if len(table) > 1 and table.min() < table.max():
+        return crossed_bootstrap_interval(table, seed=seed, level=level)
+    return wilson_interval(int(table[0].sum()), table.shape[1], level)
 
 
 def percentile_interval(values: ArrayLike, level: float = 0.95) -> tuple[float, float] | tuple[None, None]:

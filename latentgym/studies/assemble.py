@@ -16,12 +16,7 @@ from latentgym.probes.scores import Estimate, share
 from latentgym.results import Row
 from latentgym.rollouts.corruption import drop_rows, success_drops
 from latentgym.rollouts.link import LinkPoint
-from latentgym.statistics import (
-    crossed_bootstrap_interval,
-    mcnemar,
-    newcombe_interval,
-    wilson_interval,
-)
+from latentgym.statistics import mcnemar, newcombe_interval, success_interval, wilson_interval
 from latentgym.studies.cells import CHAINS_NAME
 from latentgym.studies.config import ADAPTED_SUFFIX, TWIN_SUFFIX, StudyConfig
 from latentgym.studies.evidence import is_evidence, replicate_name
@@ -182,7 +177,7 @@ def _success_rows(item: Measured, seed: int) -> Iterator[Row]:
         yield _time_row(item.identity, item.times.get(policy_seed, []), policy_seed)
     if len(item.success) > 1:
         table = np.stack([outcome for _, outcome in sorted(item.success.items())])
-        low, high = crossed_bootstrap_interval(table, seed=seed)
+        low, high = success_interval(table, seed=seed)
         yield Row(
             **item.identity, metric="success_rate", readout="policy",
             value=float(table.mean()), low=low, high=high, n=table.size,

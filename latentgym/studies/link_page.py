@@ -12,7 +12,7 @@ from latentgym.errors import CorruptDataError
 from latentgym.rollouts.link import LinkPoint, LinkResult, analyse_link, read_studies, study_names
 from latentgym.rollouts.link_disagreements import Disagreement, disagreements
 from latentgym.rollouts.link_points import places_of
-from latentgym.statistics import crossed_bootstrap_interval, percentile_interval, wilson_interval
+from latentgym.statistics import percentile_interval, success_interval
 from latentgym.studies import summary
 from latentgym.studies.config import ADAPTED_SUFFIX
 from latentgym.studies.pages import data_uri, render_page, script_json
@@ -214,7 +214,7 @@ class _Places:
 def _success(outcomes: Sequence[Sequence[int]]) -> dict[str, Any]:
     """Rate and counts over policy seeds, with Wilson's interval, or one that crosses several policy seeds."""
     successes, n = sum(sum(row) for row in outcomes), sum(len(row) for row in outcomes)
-    low, high = wilson_interval(successes, n) if len(outcomes) == 1 else crossed_bootstrap_interval(outcomes)
+    low, high = success_interval(outcomes)
     return {"value": successes / n, "low": low, "high": high, "successes": successes, "n": n}
 
 

@@ -13,6 +13,7 @@ from latentgym.statistics import (
     hierarchical_bootstrap,
     interquartile_mean,
     percentile_interval,
+    success_interval,
     wilson_interval,
 )
 
@@ -92,3 +93,16 @@ def test_strata_are_kept_and_what_lies_in_them_is_resampled() -> None:
     assert not all(sorted(resample) == sorted(drawn[0]) for resample in drawn)
     one = hierarchical_bootstrap([families, ["s"] * 6, runs], 50, np.random.default_rng(1), strata={1})
     np.testing.assert_array_equal(one, hierarchical_bootstrap([families, runs], 50, np.random.default_rng(1)))
+
+
+@pytest.mark.parametrize("outcome", [0, 1])
+def test_rollouts_that_all_end_alike_are_no_certainty(outcome: int) -> None:
+    low, high = success_interval(np.full((3, 50), outcome))
+    assert (low, high) == wilson_interval(50 * outcome, 50)
+    assert high - low > 0.05
+
+
+def test_the_interval_of_one_policy_is_wilsons_and_of_several_crosses_their_seeds() -> None:
+    table = np.random.default_rng(0).integers(0, 2, (3, 40))
+    assert success_interval(table[:1]) == success_interval(table[0]) == wilson_interval(int(table[0].sum()), 40)
+    assert success_interval(table, seed=4) == crossed_bootstrap_interval(table, seed=4)
