@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
@@ -32,6 +33,20 @@ def feed(encoder: Encoder, feeding: str) -> Encoder:
     if feeding == "native" or encoder.spec.clip_length == 1:
         return encoder
     return FedEncoder(encoder, feeding)
+
+
+def split_feeding(source: str) -> tuple[str, str]:
+    """A source without the feeding at its end, and that feeding; a folder or file of the whole name comes first.
+
+    >>> split_feeding("videomae-b+duplicated")
+    ('videomae-b', 'duplicated')
+    >>> split_feeding("encoders/image_ssl+id")
+    ('encoders/image_ssl+id', 'native')
+    """
+    base, _, feeding = source.rpartition("+")
+    if not base or feeding not in FEEDINGS or Path(source).expanduser().exists():
+        return source, "native"
+    return base, feeding
 
 
 class FedEncoder(Encoder):

@@ -17,7 +17,7 @@ import torch
 from latentgym.devices import find_device
 from latentgym.encoders.baselines import PixelEncoder, VectorEncoder
 from latentgym.encoders.contract import Encoder, EncoderSpec
-from latentgym.encoders.feeding import FEEDINGS, feed
+from latentgym.encoders.feeding import FEEDINGS, feed, split_feeding
 from latentgym.encoders.frozen import FrozenEncoder
 from latentgym.encoders.published import PUBLISHED
 from latentgym.encoders.published_files import FILES, open_published
@@ -94,7 +94,7 @@ def load_encoder(
             name (``"dinov2-s"``, see ``latentgym encoders``); the folder of a pretrained small encoder; a transformers
             or diffusers folder; the file, or its folder, of a state dict of V-JEPA 2.1, VideoMAE V2, R3M, VC-1 or
             LAPA's quantiser (``"vjepa2.1-b-384:<frames>"`` sets their clips' length); or a hub id, ``"owner/name"`` or
-            ``"owner/name@revision"``.
+            ``"owner/name@revision"``. ``+duplicated`` or ``+causal`` at its end stands for that ``feeding``.
         image_size: side in pixels that frames are resized to; the encoder's own by default.
         layer: block that ``encode`` reads by default, counted from 0; ``-1`` is the encoder's output.
         feeding: how a video encoder is given its frames: ``"native"``, ``"duplicated"`` or ``"causal"``, see
@@ -114,11 +114,13 @@ def load_encoder(
     target = find_device(device)
     if feeding not in FEEDINGS:
         raise UnknownNameError("feeding", feeding, FEEDINGS)
+    opened, fed = split_feeding(str(source))
+    feeding = fed if feeding == "native" else feeding
     if dtype not in ("auto", *DTYPES):
         raise UnknownNameError("dtype", dtype, ("auto", *DTYPES))
     if image_size is not None and image_size < 1:
         raise LatentGymError(f"image_size must be at least 1, found {image_size}")
-    encoder = _open(str(source), image_size)
+    encoder = _open(opened, image_size)
     spec = encoder.spec
     if image_size is not None and spec.modality == "pixels" and spec.image_size != image_size:
         raise LatentGymError(

@@ -15,6 +15,7 @@ import torch
 
 from latentgym.artifacts import atomic_directory, atomic_write, file_digest, read_json, write_json
 from latentgym.encoders.contract import Encoder, EncoderSpec
+from latentgym.encoders.feeding import split_feeding
 from latentgym.encoders.registry import encoder_names, load_encoder
 from latentgym.encoders.small import SmallEncoder, save_small_encoder
 from latentgym.envs.contract import EnvContract
@@ -244,12 +245,14 @@ def _reopen(folder: Path, recorded: Mapping[str, Any]) -> Encoder:
         spec = EncoderSpec(**fields)
     except TypeError as error:
         raise CorruptDataError(f"{folder / RECORD_NAME} holds no valid encoder spec: {error}") from error
-    source = spec.name if spec.name in encoder_names() else spec.source
+    name, feeding = split_feeding(spec.name)
+    source = name if name in encoder_names() else spec.source
     try:
         return load_encoder(
             source,
             image_size=spec.image_size if spec.modality == "pixels" else None,
             layer=spec.layer,
+            feeding=feeding,
             dtype=spec.dtype,
         )
     except LatentGymError as error:

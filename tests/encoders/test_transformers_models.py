@@ -130,6 +130,7 @@ def test_feeding(folders):
     still = native.encode(np.repeat(frames[:, 3:4], 4, axis=1)).tokens.mean(1)
     torch.testing.assert_close(alone.encode(frames).tokens[:, 3], still)
     assert len({e.spec.weights_digest for e in (native, causal, alone)}) == 3
+    assert load_encoder(f"{folder}+duplicated", device="cpu").spec == alone.spec
     image = folders / "CLIPVisionModel"
     assert load_encoder(image, feeding="causal").spec == load_encoder(image).spec
     with pytest.raises(UnknownNameError, match="feeding"):

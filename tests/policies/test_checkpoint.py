@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from latentgym.encoders import load_encoder
+from latentgym.encoders.torchvision_fallback import ensure_torchvision
 from latentgym.errors import CorruptDataError, LatentGymError, UnknownNameError
 from latentgym.policies import (
     CloningPolicy,
@@ -76,6 +77,22 @@ def test_an_encoder_that_differs_is_refused(saved: Path) -> None:
     with pytest.raises(LatentGymError, match=r"does not fit encoder 'random'.*weights_digest"):
         load_policy(saved, load_encoder("random:4"))
     assert load_policy(saved, load_encoder("random:3")).name == "cloning on random"
+
+
+def test_a_policy_reopens_an_encoder_that_is_fed_another_way(dataset: Dataset, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    ensure_torchvision()
+    config = transformers.VideoMAEConfig(
+        image_size=32, patch_size=16, num_frames=4, tubelet_size=2, hidden_size=16, num_hidden_layers=1,
+        num_attention_heads=2, intermediate_size=16,
+    )  # fmt: skip
+    transformers.VideoMAEModel(config).save_pretrained(tmp_path / "video")
+    encoder = load_encoder(f"{tmp_path / 'video'}+duplicated", device="cpu")
+    policy = train_policy(dataset, encoder, steps=2, batch_size=8, hidden=(8,))
+    again = load_policy(policy.save(tmp_path / "policy"))
+    assert isinstance(again, CloningPolicy)
+    assert again.encoder.spec == encoder.spec
+    assert again.encoder.spec.name.endswith("+duplicated")
 
 
 def test_existing_folders_are_kept(saved: Path) -> None:
