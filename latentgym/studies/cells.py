@@ -22,7 +22,8 @@ from latentgym.envs.recording import record
 from latentgym.policies import Policy, load_policy, train_policy
 from latentgym.policies.baselines import ConstantPolicy, ExpertPolicy, RandomPolicy
 from latentgym.policies.convnet import train_convnet_policy
-from latentgym.probes import fidelity, probe, probe_floors, robustness
+from latentgym.probes import fidelity, probe, probe_floor, probe_floors, robustness
+from latentgym.probes.floors import FITTED_FLOORS
 from latentgym.results import Row
 from latentgym.rollouts import evaluate, evaluate_chains
 from latentgym.seeding import derive_seed
@@ -241,15 +242,24 @@ def run_offline(task: Task) -> None:
 
 
 def run_floors(task: Task) -> None:
-    """Score the predictors that look at no latent: the constant and the previous action."""
+    """Score the predictors that look at no latent: the constant, the previous action and the frames' components."""
     dataset = open_recorded(task.inputs["data"])
-    settings = task.params["probe"]
-    rows = probe_floors(
-        dataset,
-        split=_split_of(dataset, task.seed),
-        horizons=tuple(settings["horizons"]),
-        replicates=settings["replicates"],
-    )
+    settings, split = task.params["probe"], _split_of(dataset, task.seed)
+    horizons, replicates = tuple(settings["horizons"]), settings["replicates"]
+    rows = probe_floors(dataset, split=split, horizons=horizons, replicates=replicates)
+    if dataset.cameras:
+        cache = FeatureCache(task.out / "features")
+        for name in FITTED_FLOORS:
+            rows += probe_floor(
+                dataset,
+                name,
+                split=split,
+                horizons=horizons,
+                replicates=replicates,
+                folds=settings["folds"],
+                cache=cache,
+            ).rows
+        shutil.rmtree(cache.root)
     write_json(task.out / "rows.json", [row.to_dict() for row in rows])
 
 

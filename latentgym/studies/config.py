@@ -29,7 +29,7 @@ ADAPTED_SUFFIX = "+id"
 CONTROL_SUFFIX = f"{ADAPTED_SUFFIX}-control"
 TWIN_SUFFIX = "-random"
 # Rows that look at no latent.
-NO_LATENT = ("constant", "previous_action")
+NO_LATENT = ("constant", "previous_action", "pixel_pca")
 
 
 class _Section(BaseModel):

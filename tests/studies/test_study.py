@@ -63,7 +63,7 @@ def test_every_encoder_is_measured_everywhere(smoke: Path) -> None:
             found = {row["encoder"] for row in rows_of(smoke, env=env, metric=metric, readout=readout, checkpoint=None)}
             assert names <= found, (env, metric)
         probed = {row["encoder"] for row in rows_of(smoke, env=env, metric="action_r2")}
-        assert {"constant", "previous_action"} <= probed
+        assert {"constant", "previous_action", "pixel_pca"} <= probed
     decoded = {row["encoder"] for row in rows_of(smoke, metric="psnr_db", readout="decoder")}
     assert {*config.objectives, *config.floors} <= decoded
 
