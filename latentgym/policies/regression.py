@@ -14,12 +14,42 @@ from torch import nn
 
 from latentgym.errors import LatentGymError
 
+# Products with fewer columns than this may round a row differently from place to place in a batch.
+_STEADY_COLUMNS = 8
+
+
+def steady_linear(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """``rows @ weight.T + bias`` with the same bits for a row wherever in the batch it stands.
+
+    Matrix libraries have kernels of their own for products with one to three columns, which treat the rows at the end
+    of a batch differently; columns of zeros beside few others avoid them. Rollouts rest on this: which episodes share
+    a batch depends on timing.
+    """
+    missing = max(0, _STEADY_COLUMNS - len(weight))
+    if missing:
+        weight = nn.functional.pad(weight, (0, 0, 0, missing))
+        bias = None if bias is None else nn.functional.pad(bias, (0, missing))
+    return nn.functional.linear(rows, weight, bias)[..., : weight.shape[0] - missing]
+
+
+class RowLinear(nn.Linear):
+    """A linear layer that is a :func:`steady_linear` outside of training."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """``(…, out_features)``."""
+        return super().forward(input) if self.training else steady_linear(input, self.weight, self.bias)
+
+
+def linear(wide: int, narrow: int) -> RowLinear:
+    """A linear layer with weights as yet unspecified."""
+    return nn.utils.skip_init(RowLinear, wide, narrow)  # type: ignore[no-untyped-call, no-any-return]
+
 
 def mlp(sizes: Sequence[int]) -> nn.Sequential:
     """Linear layers of the given widths with ReLU between them; weights as yet unspecified."""
     layers: list[nn.Module] = []
     for wide, narrow in itertools.pairwise(sizes):
-        layers += [nn.utils.skip_init(nn.Linear, wide, narrow), nn.ReLU()]  # type: ignore[no-untyped-call]
+        layers += [linear(wide, narrow), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 
 

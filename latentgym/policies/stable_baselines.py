@@ -28,6 +28,7 @@ from latentgym.envs.contract import contract_of
 from latentgym.envs.wrappers.latent_space import GOAL_KEYS, LatentSettings, ObservationEncoder, shared_encoder
 from latentgym.errors import CorruptDataError, LatentGymError
 from latentgym.policies.checkpoint import CheckpointedPolicy, Training, check_encoder
+from latentgym.policies.regression import steady_linear
 from latentgym.trajectories.episode import ActionSpec
 
 _ACTIVATIONS = {
@@ -84,8 +85,8 @@ class Actor:
         if self.mean is not None and self.scale is not None:
             values = ((values - self.mean) / self.scale).clamp(-self.clip, self.clip)
         for weight, bias in self.layers[:-1]:
-            values = _ACTIVATIONS[self.activation](torch.nn.functional.linear(values, weight, bias))
-        values = torch.nn.functional.linear(values, *self.layers[-1])
+            values = _ACTIVATIONS[self.activation](steady_linear(values, weight, bias))
+        values = steady_linear(values, *self.layers[-1])
         low, high = (np.asarray(bound, np.float32) for bound in (spec.low, spec.high))
         if self.squashes:
             return np.asarray(low + (torch.tanh(values).numpy() + 1) * (high - low) / 2, np.float32)

@@ -7,10 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from latentgym.encoders import load_encoder
 from latentgym.envs.recording import record
 from latentgym.policies import ConstantPolicy, Policy, train_convnet_policy, train_policy
+from latentgym.policies.regression import initialise, linear
 from latentgym.trajectories import Dataset
 
 ROWS, STEPS = 3, 6
@@ -56,3 +60,17 @@ def test_rows_are_served_in_any_company(dataset: Dataset, make: Callable[[Datase
         for row, action in zip(rows, actions, strict=True):
             apart[row].append(action)
     np.testing.assert_allclose(np.array(apart), together, atol=1e-4)
+
+
+@given(st.integers(1, 12), st.integers(1, 300), st.integers(2, 16), st.integers(0, 2**32 - 1))
+@settings(deadline=None)
+def test_a_row_has_the_same_bits_wherever_it_stands(columns: int, width: int, batch: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    layer = linear(width, columns)
+    initialise(layer, generator)
+    row = torch.randn(1, width, generator=generator)
+    rows = row.repeat(batch, 1)
+    with torch.inference_mode():
+        found = layer.eval()(rows)
+        assert torch.equal(found, found[:1].expand_as(found))
+        torch.testing.assert_close(found, layer.train()(rows))

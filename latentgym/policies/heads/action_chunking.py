@@ -13,6 +13,7 @@ from torch import nn
 
 from latentgym.errors import LatentGymError
 from latentgym.policies.heads.base import Batch, LatentHead, masked_mean
+from latentgym.policies.regression import linear
 
 
 class ActionChunkingHead(LatentHead):
@@ -42,15 +43,15 @@ class ActionChunkingHead(LatentHead):
         options: dict[str, Any] = {"embedding": embedding, "heads": heads, "layers": layers}
         super().__init__(features, components, history, actions, horizon, condition, **options)
         tokens = history + (1 if condition else 0)
-        self.newest = _linear(self.width, embedding)
-        self.steps = _linear(self.width, embedding)
-        self.told = _linear(max(condition, 1), embedding)
+        self.newest = linear(self.width, embedding)
+        self.steps = linear(self.width, embedding)
+        self.told = linear(max(condition, 1), embedding)
         self.places = nn.Parameter(torch.zeros(tokens, embedding))
         self.queries = nn.Parameter(torch.zeros(horizon, embedding))
         self.encoder = nn.ModuleList(Block(embedding, heads, crosses=False) for _ in range(layers))
         self.decoder = nn.ModuleList(Block(embedding, heads, crosses=True) for _ in range(layers))
         self.norm = nn.LayerNorm(embedding)
-        self.out = _linear(embedding, actions)
+        self.out = linear(embedding, actions)
 
     def draw_weights(self, generator: torch.Generator) -> None:
         """Draw linear layers as every head does, places and queries from a normal distribution of 0.02."""
@@ -87,7 +88,7 @@ class Block(nn.Module):
         self.inner = Attention(width, heads)
         self.cross = Attention(width, heads) if crosses else None
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(3))
-        self.widen, self.narrow = _linear(width, 4 * width), _linear(4 * width, width)
+        self.widen, self.narrow = linear(width, 4 * width), linear(4 * width, width)
 
     def forward(self, tokens: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:
         """Tokens ``(B, N, D)`` after the block; ``memory`` ``(B, M, D)`` is read by decoder blocks."""
@@ -105,7 +106,7 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.query, self.key, self.value, self.out = (_linear(width, width) for _ in range(4))
+        self.query, self.key, self.value, self.out = (linear(width, width) for _ in range(4))
 
     def forward(self, queries: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:
         """Attended values ``(B, N, D)``."""
@@ -114,8 +115,3 @@ class Attention(nn.Module):
         mixed = nn.functional.scaled_dot_product_attention(query, key, value)
         result: torch.Tensor = self.out(mixed.transpose(1, 2).flatten(2))
         return result
-
-
-def _linear(wide: int, narrow: int) -> nn.Linear:
-    """A linear layer with weights as yet unspecified."""
-    return nn.utils.skip_init(nn.Linear, wide, narrow)  # type: ignore[no-untyped-call, no-any-return]
