@@ -300,8 +300,10 @@ def encode_episodes_layers(
     def encode(clips: NDArray[Any] | torch.Tensor, size: int) -> list[NDArray[np.float32]]:
         return encode_clips_layers(encoder, clips, stored, layers, pooling=pooling, batch_size=size)
 
-    batches = gathered(windows(), batch_size, pinned=encoder.device.type == "cuda")
-    for batch in ahead(_moved(batches, encoder.device)):
+    on_gpu = encoder.device.type == "cuda"
+    batches = _moved(gathered(windows(), batch_size, pinned=on_gpu), encoder.device)
+    # A CPU that computes has no time for another thread, which would hold up its many small steps besides.
+    for batch in ahead(batches) if on_gpu else batches:
         encoded.append(encode(batch, batch_size))
         yield from _finished(counts, encoded)
     if last is not None and not encoded:
