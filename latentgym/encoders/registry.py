@@ -115,6 +115,8 @@ def load_encoder(
     if feeding not in FEEDINGS:
         raise UnknownNameError("feeding", feeding, FEEDINGS)
     opened, fed = split_feeding(str(source))
+    if "native" not in (feeding, fed) and feeding != fed:
+        raise LatentGymError(f"{source} asks for the feeding {fed!r}, the option for {feeding!r}; name one")
     feeding = fed if feeding == "native" else feeding
     if dtype not in ("auto", *DTYPES):
         raise UnknownNameError("dtype", dtype, ("auto", *DTYPES))

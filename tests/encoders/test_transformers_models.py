@@ -6,7 +6,7 @@ import torch
 
 from latentgym.encoders import check_encoder, load_encoder
 from latentgym.encoders.torchvision_fallback import ensure_torchvision
-from latentgym.errors import UnknownNameError
+from latentgym.errors import LatentGymError, UnknownNameError
 
 ensure_torchvision()
 transformers = pytest.importorskip("transformers")
@@ -131,6 +131,8 @@ def test_feeding(folders):
     torch.testing.assert_close(alone.encode(frames).tokens[:, 3], still)
     assert len({e.spec.weights_digest for e in (native, causal, alone)}) == 3
     assert load_encoder(f"{folder}+duplicated", device="cpu").spec == alone.spec
+    with pytest.raises(LatentGymError, match="name one"):
+        load_encoder(f"{folder}+duplicated", feeding="causal")
     image = folders / "CLIPVisionModel"
     assert load_encoder(image, feeding="causal").spec == load_encoder(image).spec
     with pytest.raises(UnknownNameError, match="feeding"):
