@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
@@ -171,9 +172,36 @@ def test_interrupt_keeps_what_is_finished(tmp_path: Path) -> None:
         _, err = process.communicate(timeout=60)
     finally:
         process.kill()
-    assert process.returncode == 130
+    assert process.returncode == 130, err
     assert "finished work is kept" in err and "Traceback" not in err
     assert list(tmp_path.glob("data/episodes/0*"))
+
+
+def test_an_interrupt_that_turns_into_an_error_is_still_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Argument:
+        @classmethod
+        def from_param(cls, value: object) -> object:
+            os.kill(os.getpid(), signal.SIGINT)
+            return value
+
+    def interrupted(*_: object, **__: object) -> None:
+        call = ctypes.CDLL(None).abs
+        call.argtypes = [Argument]
+        with pytest.raises(ctypes.ArgumentError, match="KeyboardInterrupt") as raised:
+            call(1)
+        raise raised.value
+
+    monkeypatch.setattr("latentgym.envs.recording.record", interrupted)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        status, _, err = run(capsys, monkeypatch, "record", "latentgym/TabletopReach-v0", "-o", tmp_path / "data")
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert status == 130
+    assert "finished work is kept" in err
 
 
 def test_a_failed_command_exits_with_two(tmp_path: Path) -> None:

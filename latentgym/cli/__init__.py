@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import sys
+from collections.abc import Iterator
+from types import FrameType
 
 import typer
 from typer.exceptions import TyperException
@@ -23,17 +27,44 @@ def main() -> None:
 
 
 def _run() -> int:
+    with _heeding_interrupts() as interrupts:
+        try:
+            status = app(standalone_mode=False)
+        except KeyboardInterrupt:
+            status = INTERRUPTED
+        except Exception as error:
+            # What was interrupted may raise an error of its own: ctypes does, in the middle of a call of the renderer.
+            status = INTERRUPTED if interrupts or isinstance(error, typer.Abort) else _explained(error)
+    if status == INTERRUPTED:
+        print("latentgym: interrupted; finished work is kept, run the same command again to continue", file=sys.stderr)
+    return status if isinstance(status, int) else 0
+
+
+@contextlib.contextmanager
+def _heeding_interrupts() -> Iterator[list[int]]:
+    """Note every Ctrl-C, whatever becomes of its :class:`KeyboardInterrupt`."""
+    interrupts: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        interrupts.append(number)
+        signal.default_int_handler(number, frame)
+
+    handled = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if handled:
+        signal.signal(signal.SIGINT, note)
     try:
-        status = app(standalone_mode=False)
-        if status != INTERRUPTED:
-            return status if isinstance(status, int) else 0
-    except LatentGymError as error:
+        yield interrupts
+    finally:
+        if handled:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _explained(error: Exception) -> int:
+    """Say in one line what is wrong with the input; the exit status. Raises ``error`` if it is of another kind."""
+    if isinstance(error, LatentGymError):
         print(f"latentgym: {error}", file=sys.stderr)
         return 2
-    except TyperException as error:
+    if isinstance(error, TyperException):
         print(f"latentgym: {error.format_message()}; see: latentgym --help", file=sys.stderr)
         return error.exit_code
-    except (KeyboardInterrupt, typer.Abort):
-        pass
-    print("latentgym: interrupted; finished work is kept, run the same command again to continue", file=sys.stderr)
-    return INTERRUPTED
+    raise error

@@ -15,21 +15,20 @@ from torch import nn
 from latentgym.errors import LatentGymError
 
 # Products with fewer columns than this may round a row differently from place to place in a batch.
-_STEADY_COLUMNS = 8
+_STEADY_COLUMNS = 16
 
 
 def steady_linear(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """``rows @ weight.T + bias`` with the same bits for a row wherever in the batch it stands.
+    """``rows @ weight.T + bias``; with few columns, a row has the same bits wherever in the batch it stands.
 
-    Matrix libraries have kernels of their own for products with one to three columns, which treat the rows at the end
-    of a batch differently; columns of zeros beside few others avoid them. Rollouts rest on this: which episodes share
-    a batch depends on timing.
+    Matrix libraries have kernels of their own for narrow products, which on some processors treat the rows at the end
+    of a batch differently; a sum over each row by itself does not. Rollouts rest on this: which episodes share a batch
+    depends on timing.
     """
-    missing = max(0, _STEADY_COLUMNS - len(weight))
-    if missing:
-        weight = nn.functional.pad(weight, (0, 0, 0, missing))
-        bias = None if bias is None else nn.functional.pad(bias, (0, missing))
-    return nn.functional.linear(rows, weight, bias)[..., : weight.shape[0] - missing]
+    if len(weight) >= _STEADY_COLUMNS:
+        return nn.functional.linear(rows, weight, bias)
+    products = (rows.unsqueeze(-2) * weight).sum(-1)
+    return products if bias is None else products + bias
 
 
 class RowLinear(nn.Linear):
