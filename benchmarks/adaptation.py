@@ -1,6 +1,6 @@
 """Action R² on held-out episodes: frozen, adapter arm, fine-tune arm, and both controls, from one data set.
 
-Run: python benchmarks/adaptation.py DATA ENCODER OUT [--image-size N] [--steps N] [--batch-size N] [--control]
+Run: python benchmarks/adaptation.py DATA ENCODER OUT [--image-size N] [--steps N] [--batch-size N] [--arm ARM] [--trunk-learning-rate R]
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ def main() -> None:
     parser.add_argument("--image-size", type=int)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--trunk-learning-rate", type=float, default=1e-4)
     parser.add_argument("--arm", action="append", choices=("adapter", "finetune"))
     args = parser.parse_args()
     dataset = open_dataset(args.data)
@@ -38,6 +39,7 @@ def main() -> None:
             source = adapt(
                 args.encoder, dataset, out=args.out / name.replace(" ", "-"), arm=arm, control=control, split=split,
                 steps=args.steps, batch_size=args.batch_size, image_size=args.image_size,
+                trunk_learning_rate=args.trunk_learning_rate,
             )  # fmt: skip
         seconds = time.perf_counter() - start
         encoder = load_encoder(source, image_size=args.image_size)

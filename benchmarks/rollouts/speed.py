@@ -47,6 +47,7 @@ import numpy as np
 import torch
 
 from latentgym.encoders import load_encoder
+from latentgym.encoders.torchvision_fallback import ensure_torchvision
 from latentgym.envs.make import make_env
 from latentgym.envs.recording import record
 from latentgym.policies import Policy, load_policy, train_policy
@@ -175,6 +176,7 @@ def run_vector(env_id: str, policy: Any, episodes: int, count: int) -> dict[str,
 
 def run_world(env_id: str, policy: Any, episodes: int, count: int) -> dict[str, float]:
     """``World.evaluate``: environments of one process, stepped one after the other."""
+    ensure_torchvision()
     from stable_worldmodel import World
     from stable_worldmodel.policy import BasePolicy
 

@@ -99,8 +99,9 @@ class Engine:
         self._timeout_s, self._on_cpu = step_timeout_s, on_cpu
         self._cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         workers = min(workers, len(schedule))
-        # Two batches' worth of environments: one is served while the other one moves.
-        each = 1 if setting.simulator_policy else max(2, -(-2 * batch_size // workers))
+        # Three batches' worth of environments: while two are served, in threads that take turns at Python's lock, there
+        # is one to move.
+        each = 1 if setting.simulator_policy else max(2, -(-3 * batch_size // workers))
         each = min(each, -(-len(schedule) // workers))
         self._ranges = [range(index * each, (index + 1) * each) for index in range(workers)]
         self._each, self._batch_size, self._wanted_threads = each, batch_size, threads
