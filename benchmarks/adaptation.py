@@ -1,6 +1,7 @@
 """Action R² on held-out episodes: frozen, adapter arm, fine-tune arm, and both controls, from one data set.
 
-Run: python benchmarks/adaptation.py DATA ENCODER OUT [--image-size N] [--steps N] [--batch-size N] [--arm ARM] [--trunk-learning-rate R]
+Run: python benchmarks/adaptation.py DATA ENCODER OUT [--image-size N] [--steps N] [--batch-size N]
+    [--arm ARM] [--trunk-learning-rate R]
 """
 
 from __future__ import annotations
