@@ -2,8 +2,8 @@
 
     python benchmarks/encoders/real_weights.py OUT --env ENV ... --encoder SOURCE[@SIZE] ... [--episodes 40]
 
-Ridge on pairs at horizon 1, default pooling, held-out episodes. The best block is chosen on the validation episodes. The random
-twin is read at the best and the last block.
+Ridge on pairs at horizon 1, default pooling, held-out episodes. The best block is chosen on the validation episodes.
+The random twin is read at the best and the last block.
 """
 
 from __future__ import annotations
