@@ -77,6 +77,12 @@ def encoder_names() -> list[str]:
     return sorted({*_FACTORIES, *_entry_points()})
 
 
+def reopening_source(spec: EncoderSpec) -> str:
+    """What :func:`load_encoder` opens the encoder of ``spec`` by, its feeding left out."""
+    name, _ = split_feeding(spec.name)
+    return name if name in encoder_names() else spec.source
+
+
 def load_encoder(
     source: str | Path,
     *,

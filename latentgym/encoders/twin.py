@@ -8,7 +8,7 @@ import dataclasses
 import torch
 from torch import nn
 
-from latentgym.encoders.contract import Encoder
+from latentgym.encoders.contract import Encoder, EncoderSpec
 from latentgym.encoders.frozen import FrozenEncoder, weights_digest
 from latentgym.encoders.small import SmallEncoder
 from latentgym.errors import LatentGymError
@@ -45,11 +45,19 @@ def random_twin(encoder: Encoder, seed: int = 0) -> Encoder:
         encoder.spec,
         name=f"{encoder.spec.name}-random",
         family="random",
-        source=f"{encoder.spec.source}, weights drawn from seed {seed}",
+        source=_source(encoder.spec, seed),
         weights_digest=weights_digest(module, {"twin": encoder.spec.weights_digest}),
         trained_on_actions=False,
     )
     return twin
+
+
+def _source(spec: EncoderSpec, seed: int) -> str:
+    """What :func:`latentgym.load_encoder` opens the twin by; its names know of one seed."""
+    from latentgym.encoders.registry import reopening_source
+
+    place = reopening_source(spec)
+    return f"twin:{place}" if seed == 0 else f"{place}, weights drawn from seed {seed}"
 
 
 @torch.no_grad()

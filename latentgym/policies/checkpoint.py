@@ -16,7 +16,7 @@ import torch
 from latentgym.artifacts import atomic_directory, atomic_write, file_digest, read_json, write_json
 from latentgym.encoders.contract import Encoder, EncoderSpec
 from latentgym.encoders.feeding import split_feeding
-from latentgym.encoders.registry import encoder_names, load_encoder
+from latentgym.encoders.registry import load_encoder, reopening_source
 from latentgym.encoders.small import SmallEncoder, save_small_encoder
 from latentgym.envs.contract import EnvContract
 from latentgym.envs.provenance import Software
@@ -245,8 +245,8 @@ def _reopen(folder: Path, recorded: Mapping[str, Any]) -> Encoder:
         spec = EncoderSpec(**fields)
     except TypeError as error:
         raise CorruptDataError(f"{folder / RECORD_NAME} holds no valid encoder spec: {error}") from error
-    name, feeding = split_feeding(spec.name)
-    source = name if name in encoder_names() else spec.source
+    _, feeding = split_feeding(spec.name)
+    source = reopening_source(spec)
     try:
         return load_encoder(
             source,

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from latentgym.encoders import load_encoder
+from latentgym.encoders.feeding import split_feeding
 from latentgym.encoders.torchvision_fallback import ensure_torchvision
 from latentgym.errors import CorruptDataError, LatentGymError, UnknownNameError
 from latentgym.policies import (
@@ -79,7 +80,10 @@ def test_an_encoder_that_differs_is_refused(saved: Path) -> None:
     assert load_policy(saved, load_encoder("random:3")).name == "cloning on random"
 
 
-def test_a_policy_reopens_an_encoder_that_is_fed_another_way(dataset: Dataset, tmp_path: Path) -> None:
+@pytest.mark.parametrize("source", ["{}+duplicated", "twin:{}", "twin:{}+causal"])
+def test_a_policy_reopens_an_encoder_that_is_fed_another_way_or_drawn_anew(
+    dataset: Dataset, tmp_path: Path, source: str
+) -> None:
     transformers = pytest.importorskip("transformers")
     ensure_torchvision()
     config = transformers.VideoMAEConfig(
@@ -87,12 +91,12 @@ def test_a_policy_reopens_an_encoder_that_is_fed_another_way(dataset: Dataset, t
         num_attention_heads=2, intermediate_size=16,
     )  # fmt: skip
     transformers.VideoMAEModel(config).save_pretrained(tmp_path / "video")
-    encoder = load_encoder(f"{tmp_path / 'video'}+duplicated", device="cpu")
+    encoder = load_encoder(source.format(tmp_path / "video"), device="cpu")
     policy = train_policy(dataset, encoder, steps=2, batch_size=8, hidden=(8,))
     again = load_policy(policy.save(tmp_path / "policy"))
     assert isinstance(again, CloningPolicy)
     assert again.encoder.spec == encoder.spec
-    assert again.encoder.spec.name.endswith("+duplicated")
+    assert split_feeding(again.encoder.spec.name)[1] == split_feeding(source)[1]
 
 
 def test_existing_folders_are_kept(saved: Path) -> None:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
+from latentgym.artifacts import read_json
 from latentgym.encoders import load_encoder
 from latentgym.encoders.small import random_small, save_small_encoder
-from latentgym.studies.config import load_config, parse_config
+from latentgym.encoders.torchvision_fallback import ensure_torchvision
+from latentgym.studies.config import LoadedEncoder, load_config, parse_config
 from latentgym.studies.plan import plan_study
-from latentgym.studies.study import _preflight
+from latentgym.studies.study import _preflight, run_study
 
 
 def test_a_loaded_encoder_brings_its_random_weight_twin(tmp_path: Path) -> None:
@@ -25,3 +29,25 @@ def test_a_loaded_encoder_brings_its_random_weight_twin(tmp_path: Path) -> None:
     opened = load_encoder(twin.source or "", image_size=twin.image_size, layer=twin.layer)
     assert opened.spec.family == "random"
     assert opened.spec.weights_digest != load_encoder(mine.source or "").spec.weights_digest
+
+
+@pytest.mark.slow
+def test_policies_on_a_loaded_encoder_and_its_twin_are_rolled_out(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    ensure_torchvision()
+    config = transformers.Dinov2Config(
+        image_size=64, patch_size=16, hidden_size=16, num_hidden_layers=1, num_attention_heads=2
+    )
+    transformers.Dinov2Model(config).save_pretrained(tmp_path / "weights" / "mine")
+    smoke = load_config("smoke")
+    changes = {
+        "objectives": ("pixel_autoencoder",),
+        "floors": ("random",),
+        "references": ("state",),
+        "suites": (smoke.suites[0].model_copy(update={"checkpoints": ()}),),
+        "weights": {"mine": LoadedEncoder(source=str(tmp_path / "weights" / "mine"), image_size=64)},
+    }
+    run_study(smoke.model_copy(update=changes), tmp_path / "study", workers=1)
+    rows = read_json(tmp_path / "study" / "results.json")["rows"]
+    assert {"mine", "mine-random"} <= {row["encoder"] for row in rows if row["metric"] == "success_rate"}
+    assert {"mine", "mine-random"} <= {row["encoder"] for row in rows if row["metric"] == "action_r2"}
