@@ -99,9 +99,9 @@ class Engine:
         self._timeout_s, self._on_cpu = step_timeout_s, on_cpu
         self._cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         workers = min(workers, len(schedule))
-        # Three batches' worth of environments: while two are served, in threads that take turns at Python's lock, there
-        # is one to move.
-        each = 1 if setting.simulator_policy else max(2, -(-3 * batch_size // workers))
+        # A batch is served while another one moves; of threads that take turns at Python's lock, two serve.
+        batches = 2 if threads == 1 else 3
+        each = 1 if setting.simulator_policy else max(2, -(-batches * batch_size // workers))
         each = min(each, -(-len(schedule) // workers))
         self._ranges = [range(index * each, (index + 1) * each) for index in range(workers)]
         self._each, self._batch_size, self._wanted_threads = each, batch_size, threads
