@@ -2,7 +2,8 @@
 
     python benchmarks/rollouts/speed.py OUT [--env ID ...] [--workers 2] [--repeats 3] [--steps 1500] [--episodes 60]
 
-Prints, for each environment, one table with everything from one run, same environment, policy and encoder:
+Prints, for each environment, one table with everything from one run, same environment, policy and encoder, batches of
+``BENCH_BATCH`` (4) observations:
 
 - floor: CPU-seconds of step + render + encode + head, divided by the number of cores. Measured in one process that does
   nothing else, with full batches.
@@ -54,7 +55,7 @@ from latentgym.policies import Policy, load_policy, train_policy
 from latentgym.rollouts import evaluate, rollout_seeds
 from latentgym.seeding import derive_seed
 
-BATCH = 4
+BATCH = int(os.environ.get("BENCH_BATCH", "4"))
 
 
 def policy_of(env_id: str, out: Path) -> Policy:
