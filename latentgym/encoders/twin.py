@@ -10,6 +10,7 @@ from torch import nn
 
 from latentgym.encoders.contract import Encoder, EncoderSpec
 from latentgym.encoders.frozen import FrozenEncoder, weights_digest
+from latentgym.encoders.registry import reopening_source
 from latentgym.encoders.small import SmallEncoder
 from latentgym.errors import LatentGymError
 from latentgym.seeding import torch_generator
@@ -54,8 +55,6 @@ def random_twin(encoder: Encoder, seed: int = 0) -> Encoder:
 
 def _source(spec: EncoderSpec, seed: int) -> str:
     """What :func:`latentgym.load_encoder` opens the twin by; its names know of one seed."""
-    from latentgym.encoders.registry import reopening_source
-
     place = reopening_source(spec)
     return f"twin:{place}" if seed == 0 else f"{place}, weights drawn from seed {seed}"
 
