@@ -1,12 +1,14 @@
 """Environment steps per second of evaluation, against the floor and against the usual ways.
 
-    python benchmarks/rollouts/speed.py OUT [--env ID ...] [--workers 2] [--repeats 3] [--steps 1500] [--episodes 60]
+    python benchmarks/rollouts/speed.py OUT [--env ID ...] [--encoder random] [--workers 2] [--repeats 3] [--steps 1500]
+        [--episodes 60]
 
 Prints, for each environment, one table with everything from one run, same environment, policy and encoder, batches of
 ``BENCH_BATCH`` (4) observations:
 
-- floor: CPU-seconds of step + render + encode + head, divided by the number of cores. Measured in one process that does
-  nothing else, with full batches.
+- floor: CPU-seconds of step + render + encode + head, divided by the number of cores; with an encoder on a GPU the
+  larger of step + render, divided by the number of cores, and the time that the GPU is busy with copies and kernels of
+  encode + head. Measured in one process that does nothing else, with full batches.
 - ours: ``evaluate(..., workers=W)``, after its environments are made.
 - independent: W processes that each do what the floor was measured on, with no word between them: what this machine
   gives to W busy processes at that moment. Where other jobs run too, it stands for the floor in wall time.
@@ -14,11 +16,12 @@ Prints, for each environment, one table with everything from one run, same envir
 - World.evaluate of stable-worldmodel, where it is installed.
 
 Episodes end at success, so that their lengths differ. Kinds are measured in turns, several times, and medians are
-shown. Steps beyond an episode's end count for nobody.
+shown. Steps beyond an episode's end count for nobody. An encoder goes to the GPU where there is one.
 
-The ratio to the floor is (CPU-seconds per step of the floor / ours) x (cores kept busy): the share of cores that ours
-kept busy is its CPU-seconds per second of wall time, relative to the independent processes', at most 1. On a machine
-with nothing else to do this is the ratio of steps per second to ``cores / CPU-seconds per step``.
+On a CPU the ratio to the floor is (CPU-seconds per step of the floor / ours) x (cores kept busy): the share of cores
+that ours kept busy is its CPU-seconds per second of wall time, relative to the independent processes', at most 1. On a
+machine with nothing else to do this is the ratio of steps per second to ``cores / CPU-seconds per step``. With a GPU it
+is the ratio of steps per second.
 """
 
 # ruff: noqa: E402 - the environment is set before libraries read it
@@ -58,13 +61,21 @@ from latentgym.seeding import derive_seed
 BATCH = int(os.environ.get("BENCH_BATCH", "4"))
 
 
-def policy_of(env_id: str, out: Path) -> Policy:
-    """A policy on the random encoder that solves some of the episodes."""
-    folder = out / env_id.replace("/", "-")
-    if not (folder / "policy").is_dir():
-        data = record(env_id, folder / "data", episodes=40, seed=0)
-        train_policy(data, load_encoder("random"), steps=500, seed=0).save(folder / "policy")
-    return load_policy(folder / "policy")
+def folder_of(env_id: str, encoder: str, out: Path) -> Path:
+    return out / env_id.replace("/", "-") / ("policy" if encoder == "random" else f"policy-{Path(encoder).name}")
+
+
+def policy_of(env_id: str, encoder: str, out: Path) -> Policy:
+    """A policy on the encoder that solves some of the episodes."""
+    folder = folder_of(env_id, encoder, out)
+    if not folder.is_dir():
+        data = record(env_id, folder.with_name(folder.name.replace("policy", "data")), episodes=40, seed=0)
+        train_policy(data, load_encoder(encoder), steps=500, seed=0).save(folder)
+    return load_policy(folder)
+
+
+def on_gpu(policy: Any) -> bool:
+    return bool(policy.encoder.device.type == "cuda")
 
 
 def options_of(policy: Any) -> dict[str, Any]:
@@ -79,6 +90,7 @@ def run_alone(env_id: str, folder: Path, steps: int, first_seed: int, barrier: A
     policy.bind(envs)
     seeds = iter(rollout_seeds(first_seed, env_id, 100_000))
     observations: list[Any] = [None] * BATCH
+    batch: dict[str, Any] = {}
     env_s = policy_s = 0.0
     done, wall = -BATCH, time.perf_counter()
     while done < steps:
@@ -108,7 +120,17 @@ def run_alone(env_id: str, folder: Path, steps: int, first_seed: int, barrier: A
     wall = time.perf_counter() - wall
     for env in envs:
         env.close()
-    return {"env_s": env_s, "policy_s": policy_s, "wall_s": wall, "steps": done}
+    gpu_s = done / BATCH * _gpu_busy_s(policy, batch) if on_gpu(policy) else 0.0
+    return {"env_s": env_s, "policy_s": policy_s, "gpu_s": gpu_s, "wall_s": wall, "steps": done}
+
+
+def _gpu_busy_s(policy: Any, batch: dict[str, Any], repeats: int = 20) -> float:
+    """Seconds of copies and kernels in one call of the policy, gaps between them left out."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        for _ in range(repeats):
+            policy.act(batch)
+        torch.cuda.synchronize()
+    return 1e-6 * sum(event.self_device_time_total for event in profile.key_averages()) / repeats
 
 
 def _independent(queue: Any, *arguments: Any) -> None:
@@ -219,64 +241,64 @@ def median(runs: list[dict[str, float]]) -> dict[str, float]:
 
 
 def compare(env_id: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    policy = policy_of(env_id, arguments.out)
-    folder = arguments.out / env_id.replace("/", "-") / "policy"
+    policy = policy_of(env_id, arguments.encoder, arguments.out)
+    folder = folder_of(env_id, arguments.encoder, arguments.out)
     workers, cores = arguments.workers, len(os.sched_getaffinity(0))
     runs: dict[str, list[dict[str, float]]] = {"alone": [], "independent": [], "ours": [], "vector": [], "world": []}
     for repeat in range(arguments.repeats):
         runs["alone"].append(run_alone(env_id, folder, arguments.steps // 2, repeat))
-        runs["independent"].append(run_independent(env_id, folder, arguments.steps, workers))
+        if not on_gpu(policy):
+            runs["independent"].append(run_independent(env_id, folder, arguments.steps, workers))
         runs["ours"].append(run_ours(env_id, policy, arguments.episodes, workers, BATCH))
         if not arguments.no_vector:
             with contextlib.suppress(ImportError):
                 runs["vector"].append(run_vector(env_id, policy, arguments.episodes, 2 * BATCH))
         if importlib.util.find_spec("stable_worldmodel"):
             runs["world"].append(run_world(env_id, policy, arguments.episodes, 2 * BATCH))
-    alone, independent, ours = median(runs["alone"]), median(runs["independent"]), median(runs["ours"])
-    floor_ms = 1e3 * (alone["env_s"] + alone["policy_s"]) / alone["steps"]
-    busy = [min(1.0, a["cores"] / b["cores"]) for a, b in zip(runs["ours"], runs["independent"], strict=True)]
-    cheap = [1e-3 * floor_ms / run["cpu_s_per_step"] for run in runs["ours"]]
-    together = [
-        b["cpu_s_per_step"] / a["cpu_s_per_step"] for a, b in zip(runs["ours"], runs["independent"], strict=True)
-    ]
+    alone = median(runs["alone"])
+    env_ms, policy_ms, gpu_ms = (1e3 * alone[name] / alone["steps"] for name in ("env_s", "policy_s", "gpu_s"))
+    floor_ms = max(env_ms / cores, gpu_ms) if on_gpu(policy) else (env_ms + policy_ms) / cores
+    shares = {f"wall, ours / {name}": of_each(runs, name) for name in ("independent", "vector", "world") if runs[name]}
+    ratios = gpu_ratios(runs, floor_ms) if on_gpu(policy) else cpu_ratios(runs, floor_ms * cores)
     return {
         "env": env_id,
+        "encoder": arguments.encoder,
         "cores": cores,
         "workers": workers,
-        "floor_cpu_ms": {
-            "step + render": 1e3 * alone["env_s"] / alone["steps"],
-            "encode + head": 1e3 * alone["policy_s"] / alone["steps"],
-            "sum": floor_ms,
-        },
-        "floor_steps_per_s": 1e3 * cores / floor_ms,
-        "independent": independent,
-        "ours": ours,
+        "batch_size": BATCH,
+        "alone_ms": {"step + render": env_ms, "encode + head": policy_ms, "encode + head on the GPU": gpu_ms},
+        "floor_steps_per_s": 1e3 / floor_ms,
+        "independent": median(runs["independent"]),
+        "ours": median(runs["ours"]),
         "vector": median(runs["vector"]),
         "world": median(runs["world"]),
-        "ratio": {
-            "cpu, floor / ours": statistics.median(cheap),
-            "cpu, independent / ours": statistics.median(together),
-            "cores kept busy": statistics.median(busy),
-            "to the floor": statistics.median(a * b for a, b in zip(cheap, busy, strict=True)),
-            "to the floor, as the independent processes have it": statistics.median(
-                a * b for a, b in zip(together, busy, strict=True)
-            ),
-            "wall, ours / independent": statistics.median(
-                a["steps_per_s"] / b["steps_per_s"] for a, b in zip(runs["ours"], runs["independent"], strict=True)
-            ),
-            "wall, ours / vector": statistics.median(
-                a["steps_per_s"] / b["steps_per_s"] for a, b in zip(runs["ours"], runs["vector"], strict=False)
-            )
-            if runs["vector"]
-            else None,
-            "wall, ours / world": statistics.median(
-                a["steps_per_s"] / b["steps_per_s"] for a, b in zip(runs["ours"], runs["world"], strict=False)
-            )
-            if runs["world"]
-            else None,
-        },
+        "ratio": {**ratios, **shares},
         "load_average": os.getloadavg()[0],
         "runs": runs,
+    }
+
+
+def of_each(runs: dict[str, list[dict[str, float]]], name: str) -> float:
+    return statistics.median(a["steps_per_s"] / b["steps_per_s"] for a, b in zip(runs["ours"], runs[name], strict=True))
+
+
+def gpu_ratios(runs: dict[str, list[dict[str, float]]], floor_ms: float) -> dict[str, float]:
+    return {"to the floor": statistics.median(1e-3 * floor_ms * run["steps_per_s"] for run in runs["ours"])}
+
+
+def cpu_ratios(runs: dict[str, list[dict[str, float]]], floor_cpu_ms: float) -> dict[str, float]:
+    pairs = list(zip(runs["ours"], runs["independent"], strict=True))
+    busy = [min(1.0, ours["cores"] / free["cores"]) for ours, free in pairs]
+    cheap = [1e-3 * floor_cpu_ms / ours["cpu_s_per_step"] for ours, _ in pairs]
+    together = [free["cpu_s_per_step"] / ours["cpu_s_per_step"] for ours, free in pairs]
+    return {
+        "cpu, floor / ours": statistics.median(cheap),
+        "cpu, independent / ours": statistics.median(together),
+        "cores kept busy": statistics.median(busy),
+        "to the floor": statistics.median(a * b for a, b in zip(cheap, busy, strict=True)),
+        "to the floor, as the independent processes have it": statistics.median(
+            a * b for a, b in zip(together, busy, strict=True)
+        ),
     }
 
 
@@ -290,6 +312,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("out", type=Path)
     parser.add_argument("--env", nargs="+", default=["latentgym/TabletopReach-v0", "metaworld/reach-v3"])
+    parser.add_argument("--encoder", default="random", help="name, folder or hub id")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--steps", type=int, default=1500)

@@ -24,16 +24,21 @@ _SMALL_BATCH, _ACCELERATOR_BATCH = 4, 16
 _PROBES = 2
 
 
+def is_small(policy: Policy) -> bool:
+    """Whether the policy's encoder, if it has one, is so small that Python takes a good part of its time."""
+    encoder: Encoder | None = getattr(policy, "encoder", None)
+    return encoder is None or encoder.spec.parameters <= _SMALL_PARAMETERS
+
+
 def default_batch_size(policy: Policy) -> int:
     """Observations per batch where none is asked for.
 
     Small networks are cheaper per observation in a batch, but a larger batch needs more environments, which take time
     to make, and more of it is padding when few episodes are left. Large networks on a CPU gain nothing from a batch.
     """
-    encoder: Encoder | None = getattr(policy, "encoder", None)
-    if encoder is None or encoder.spec.parameters <= _SMALL_PARAMETERS:
+    if is_small(policy):
         return _SMALL_BATCH
-    return 1 if encoder.device.type == "cpu" else _ACCELERATOR_BATCH
+    return 1 if policy.encoder.device.type == "cpu" else _ACCELERATOR_BATCH  # type: ignore[attr-defined]
 
 
 def takes_rows(policy: Policy) -> bool:

@@ -1,9 +1,11 @@
 """Rollouts with worker processes: they step environments, this process encodes and acts on whatever is ready.
 
-Threads of this process take turns as the one that reads the workers' messages. As soon as enough observations have come
-in for a batch, that thread gives its turn away and serves the batch; so nothing waits for the slowest environment, and
-on a CPU several batches can be under way at once. Nothing that a policy computes depends on who is in a batch (see
-:class:`~latentgym.rollouts.actor.Actor`), so that records depend on neither timing nor the number of workers.
+Where workers have copies of the policy, they act on what their own environments observe, and this process only hands
+out episodes. Otherwise threads of this process take turns as the one that reads the workers' messages. As soon as
+enough observations have come in for a batch, that thread gives its turn away and serves the batch; so nothing waits for
+the slowest environment, and on a CPU several batches can be under way at once. Nothing that a policy computes depends
+on who is in a batch (see :class:`~latentgym.rollouts.actor.Actor`), so that records depend on neither timing nor the
+number of workers.
 """
 
 from __future__ import annotations
@@ -99,12 +101,10 @@ class Engine:
         self._timeout_s, self._on_cpu = step_timeout_s, on_cpu
         self._cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         workers = min(workers, len(schedule))
-        # A batch is served while another one moves; of threads that take turns at Python's lock, two serve.
-        batches = 2 if threads == 1 else 3
-        each = 1 if setting.simulator_policy else max(2, -(-batches * batch_size // workers))
-        each = min(each, -(-len(schedule) // workers))
+        each = min(_environments(setting, workers, batch_size, threads), -(-len(schedule) // workers))
         self._ranges = [range(index * each, (index + 1) * each) for index in range(workers)]
         self._each, self._batch_size, self._wanted_threads = each, batch_size, threads
+        self._by_copies = setting.copies is not None
         self._workers: list[Worker] = []
         self._slot: list[_Slot] = []
         self._ready: collections.deque[tuple[_Slot, _Episode]] = collections.deque()
@@ -169,7 +169,9 @@ class Engine:
     def _close(self) -> None:
         for worker in self._workers:
             worker.tell("close")
-        self.worker_cpu_s = sum(worker.close() for worker in self._workers)
+        for cpu_s, batches in [worker.close() for worker in self._workers]:
+            self.worker_cpu_s += cpu_s
+            self.batches += batches
 
     def _serve(self, thread: int) -> None:
         """Serve batches and read messages until there is nothing left to do."""
@@ -270,10 +272,11 @@ class Engine:
             self._drop(slot, message[2])
             self._begin(slot)
         else:
-            worker.queued -= len(message[1])
             now = time.perf_counter()
-            for number, record, texts in message[1]:
-                self._moved(self._slot[number], record, texts, now)
+            for number, record, texts, latencies_s in message[1]:
+                # Workers that act themselves are busy to the end of an episode.
+                worker.queued -= record is not None or not self._by_copies
+                self._moved(self._slot[number], record, texts, latencies_s, now)
 
     def _greet(self, worker: Worker, description: Description) -> None:
         """A worker's first environment is ready; the first worker's tells what all are like."""
@@ -285,7 +288,7 @@ class Engine:
             if self._actor is not None:
                 self._batch_size = self._actor.batch_size
         worker.greeted, self._failed_starts[worker.index] = True, 0
-        worker.tell("open", self._memory.layout, self._memory.name)
+        worker.tell("open", self._memory.layout, self._memory.name, self._batch_size)
         self._begin(*(self._slot[number] for number in worker.slots))
 
     def _begin(self, *slots: _Slot) -> None:
@@ -301,19 +304,22 @@ class Engine:
         if begun:
             slots[0].worker.tell("start", begun, moves=len(begun))
 
-    def _moved(self, slot: _Slot, record: EpisodeRecord | None, texts: dict[str, Any], now: float) -> None:
+    def _moved(
+        self, slot: _Slot, record: EpisodeRecord | None, texts: dict[str, Any], latencies_s: list[float], now: float
+    ) -> None:
         episode = slot.episode
         assert episode is not None
         assert self._memory is not None
+        self._open()
         if record is None:
-            self._memory.put_texts(slot.number, texts)
-            episode.arrived_at = now
-            self._open()
-            self._ready.append((slot, episode))
+            if not self._by_copies:
+                self._memory.put_texts(slot.number, texts)
+                episode.arrived_at = now
+                self._ready.append((slot, episode))
             return
         self._barren = 0
-        self._open()
         slot.episode = None
+        episode.latencies_s += latencies_s
         self.latencies_s += episode.latencies_s
         if episode.filmed:
             slot.worker.tell("film", slot.number, self._schedule.video(episode.number, record))
@@ -372,6 +378,17 @@ class Engine:
         # What was lost may be taken up at once by environments that stand idle.
         for slot in self._slot:
             self._begin(slot)
+
+
+def _environments(setting: Setting, workers: int, batch_size: int, threads: int) -> int:
+    """How many a worker steps."""
+    if setting.simulator_policy:
+        return 1
+    if setting.copies:
+        return batch_size
+    # A batch is served while another one moves; of threads that take turns at Python's lock, two serve.
+    batches = 2 if threads == 1 else 3
+    return max(2, -(-batches * batch_size // workers))
 
 
 def percentiles_ms(latencies_s: Sequence[float]) -> tuple[float, float] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import pickle
 import statistics
 import time
 import warnings
@@ -19,9 +20,9 @@ from latentgym.errors import CorruptDataError, LatentGymError, UnknownNameError
 from latentgym.policies import ExpertPolicy, Policy, RandomPolicy, StableBaselinesPolicy, load_policy
 from latentgym.policies.checkpoint import Training
 from latentgym.results import Row
-from latentgym.rollouts.actor import Actor, default_batch_size
+from latentgym.rollouts.actor import Actor, default_batch_size, is_small
 from latentgym.rollouts.engine import Engine, percentiles_ms
-from latentgym.rollouts.episodes import DescribedEnv, Description, Setting
+from latentgym.rollouts.episodes import DescribedEnv, Description, PolicyCopies, Setting
 from latentgym.rollouts.in_process import InProcess, single_threaded
 from latentgym.rollouts.records import EpisodeRecord, Timing
 from latentgym.rollouts.schedule import Progress, Schedule
@@ -30,6 +31,7 @@ from latentgym.seeding import derive_seed
 from latentgym.statistics import wilson_interval
 
 _SOFTWARE = ("warn", "refuse", "ignore")
+_INFERENCE = ("auto", "main", "workers")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,6 +167,7 @@ def evaluate(
     *,
     workers: int | None = None,
     batch_size: int | None = None,
+    inference: str = "auto",
     env_options: Mapping[str, Any] | None = None,
     corruption: str | None = None,
     video_dir: str | Path | None = None,
@@ -183,9 +186,11 @@ def evaluate(
     last bit.
 
     With workers, each process steps several environments and leaves what they observe in shared memory; this process
-    encodes and acts on whatever is ready, and a worker that has finished an episode takes the next seed. A worker that
-    dies or hangs is replaced and its episodes are repeated. So is an episode whose simulator raises an exception. An
-    episode that fails twice is reported by its record's ``error`` and counts as not succeeded.
+    encodes and acts on whatever is ready, and a worker that has finished an episode takes the next seed. Where the
+    encoder is small and on the CPU, Python's lock would keep this process from using more than one core: there each
+    worker has a copy of the policy and acts on what its own environments observe. A worker that dies or hangs is
+    replaced and its episodes are repeated. So is an episode whose simulator raises an exception. An episode that fails
+    twice is reported by its record's ``error`` and counts as not succeeded.
 
     Args:
         env_id: environment id, as for :func:`latentgym.envs.make.make_env`.
@@ -198,6 +203,8 @@ def evaluate(
             ``if __name__ == "__main__":``.
         batch_size: observations per batch of inference, and environments that run in this process where there are no
             workers. By default 4 for small encoders, for large ones 1 on a CPU and 16 on an accelerator.
+        inference: where a policy acts if there are workers: ``"main"``, in this process; ``"workers"``, by copies in
+            theirs, for which it must survive pickling; ``"auto"``, by copies if its encoder is small and on the CPU.
         env_options: options of ``make_env``; those left out are as the policy's training data were recorded.
         corruption: corruption of every observed frame, such as ``"snow:3"``, drawn from each episode's seed; see
             :func:`latentgym.rollouts.evaluate_corrupted` for the drop that it causes.
@@ -229,6 +236,8 @@ def evaluate(
     _check_arguments(seeds, workers, batch_size, videos, step_timeout_s)
     if software not in _SOFTWARE:
         raise UnknownNameError("way with other software", software, _SOFTWARE)
+    if inference not in _INFERENCE:
+        raise UnknownNameError("place of inference", inference, _INFERENCE)
     if corruption is not None:
         if not policy.needs_pixels:
             raise LatentGymError(f"policy {policy.name!r} reads no frames, so that corrupting them changes nothing")
@@ -237,6 +246,8 @@ def evaluate(
     setting = _setting(
         env_id, policy, env_options or {}, folder is not None and max(videos) > 0, stop_at_success, per_step
     )
+    if workers:
+        setting = dataclasses.replace(setting, copies=_copies(policy, inference))
     schedule = Schedule(seeds, videos=videos, folder=folder, progress=progress)
     size = default_batch_size(policy) if batch_size is None else batch_size
     threads, on_cpu = _threads(policy)
@@ -248,7 +259,7 @@ def evaluate(
             return None
         policy.bind([DescribedEnv(description)] * slots.layout.slots, setting.deliberate)
         return Actor(
-            policy, slots, env_id, batch_size=size, threads=threads if workers else 1,
+            policy, slots, env_id, batch_size=size, threads=threads if workers and not setting.copies else 1,
             instruction=description.contract.instruction,
         )  # fmt: skip
 
@@ -348,6 +359,26 @@ def _setting(
         deliberate=frozenset(env_options),
         registered=() if spec is None or env_id.startswith("latentgym/") else (spec,),
     )
+
+
+def _copies(policy: Policy, inference: str) -> PolicyCopies | None:
+    """The policy for workers to copy, if that is wanted.
+
+    Raises:
+        LatentGymError: if it was asked for and cannot be had.
+    """
+    encoder: Encoder | None = getattr(policy, "encoder", None)
+    light = policy.concurrent and encoder is not None and encoder.device.type == "cpu" and is_small(policy)
+    if policy.needs_simulator or inference == "main" or (inference == "auto" and not light):
+        return None
+    try:
+        return PolicyCopies(pickle.dumps(policy), policy.name)
+    except Exception as error:  # whatever the policy's own parts raise
+        if inference == "auto":
+            return None
+        raise LatentGymError(
+            f"policy {policy.name!r} cannot be copied to worker processes ({error}); use inference='main'"
+        ) from error
 
 
 def _threads(policy: Policy) -> tuple[int, bool]:

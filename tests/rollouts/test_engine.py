@@ -13,41 +13,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from toy_policies import Faulty, Nowhere, Slanted, Wanderer
 
 from latentgym.encoders import load_encoder
 from latentgym.envs.recording import record
 from latentgym.errors import LatentGymError
 from latentgym.policies import CheckpointedPolicy, ExpertPolicy, Policy, train_policy
 from latentgym.rollouts import evaluate, rollout_seeds
-from latentgym.seeding import numpy_generator
 
 REACH = "latentgym/TabletopReach-v0"
 CLOCK = "latentgym-tests/Clock-v0"
 WALK = "latentgym-tests/Walk-v0"
-
-
-class Wanderer(Policy):
-    """Draws its actions, and pushes on where it went before: its history and its generators belong to episodes."""
-
-    name, needs_pixels, concurrent = "wanderer", False, True
-
-    def __init__(self) -> None:
-        self.sizes: set[int] = set()
-
-    def reset(self, mask: np.ndarray, seeds: Sequence[int] | None = None) -> None:
-        if not hasattr(self, "last") or len(self.last) != len(mask):
-            self.last = np.zeros((len(mask), 2), np.float32)
-            self.generators = [numpy_generator(0)] * len(mask)
-        for row in np.flatnonzero(mask):
-            self.last[row] = 0
-            self.generators[row] = numpy_generator(0 if seeds is None else seeds[row], "wander")
-
-    def act(self, observation: Mapping[str, np.ndarray], rows: np.ndarray | None = None) -> np.ndarray:
-        assert rows is not None
-        self.sizes.add(len(observation["state"]))
-        noise = np.stack([self.generators[row].standard_normal(2) for row in rows]).astype(np.float32)
-        self.last[rows] = np.clip(0.8 * self.last[rows] + 0.3 * noise + 0.1 * observation["state"][:, :2], -1, 1)
-        return self.last[rows].copy()
+BOTH = pytest.mark.parametrize("inference", ["main", "workers"])
 
 
 class AtOnce(Policy):
@@ -80,9 +57,10 @@ class Killer:
             os.kill(pid, signal.SIGKILL)
 
 
+@BOTH
 @pytest.mark.parametrize("workers", [1, 2, 5])
-def test_short_successes_and_late_failures_are_counted_alike(workers: int) -> None:
-    evaluation = evaluate(CLOCK, Wanderer(), range(61), workers=workers, batch_size=4)
+def test_short_successes_and_late_failures_are_counted_alike(workers: int, inference: str) -> None:
+    evaluation = evaluate(CLOCK, Wanderer(), range(61), workers=workers, batch_size=4, inference=inference)
     assert [episode.seed for episode in evaluation.records] == list(range(61))
     for episode in evaluation.records:
         time_to_success = 1 + episode.seed % 3 if episode.seed % 2 == 0 else None
@@ -91,20 +69,26 @@ def test_short_successes_and_late_failures_are_counted_alike(workers: int) -> No
     assert evaluation.summary.successes == 31
 
 
-def test_states_and_success_are_the_same_bits_for_every_number_of_workers() -> None:
+@BOTH
+def test_states_and_success_are_the_same_bits_for_every_number_of_workers(inference: str) -> None:
     policy = Wanderer()
     here = evaluate(WALK, policy, range(40), batch_size=4, per_step=True)
     assert policy.sizes == {4}  # short batches are filled up
     assert 0 < here.summary.successes < 40
     for workers in (1, 2, 5):
-        spread = evaluate(WALK, Wanderer(), range(40), workers=workers, batch_size=4, per_step=True)
+        spread = evaluate(
+            WALK, Wanderer(), range(40), workers=workers, batch_size=4, per_step=True, inference=inference
+        )
         assert spread.records == here.records
-        assert spread.timing is not None
-        assert spread.timing.steps == sum(episode.steps for episode in here.records)
-    trace = here.records[0].trace
-    assert trace is not None
-    assert len(trace.state) == len(trace.action) + 1 == len(trace.reward) + 1
-    assert len(trace.policy_latency_s) == here.records[0].steps
+        timing = spread.timing
+        assert timing is not None
+        assert timing.steps == sum(episode.steps for episode in here.records) <= timing.batches * timing.batch_size
+        assert timing.policy_latency_ms is not None
+        for episodes in (here, spread):
+            trace = episodes.records[0].trace
+            assert trace is not None
+            assert len(trace.state) == len(trace.action) + 1 == len(trace.reward) + 1
+            assert len(trace.policy_latency_s) == here.records[0].steps
 
 
 @pytest.fixture(scope="module")
@@ -112,14 +96,19 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return record(REACH, tmp_path_factory.mktemp("rollouts") / "reach", episodes=8, seed=0)
 
 
+@pytest.mark.parametrize("inference", ["main", "auto"])
 @pytest.mark.parametrize("head", ["mlp", "flow"])
-def test_a_frozen_encoder_acts_alike_for_every_number_of_workers(data: Any, head: str) -> None:
+def test_a_frozen_encoder_acts_alike_for_every_number_of_workers(data: Any, head: str, inference: str) -> None:
     policy = train_policy(data, load_encoder("random"), head=head, steps=20, hidden=(32,))
     seeds = rollout_seeds(1, REACH, 11)
     short: dict[str, Any] = {"env_options": {"horizon": 10}, "batch_size": 3, "per_step": True}
     here = evaluate(REACH, policy, seeds, **short)
     for workers in (1, 2, 5):
-        assert evaluate(REACH, policy, seeds, workers=workers, **short).records == here.records
+        spread = evaluate(REACH, policy, seeds, workers=workers, inference=inference, **short)
+        assert spread.records == here.records
+        assert spread.timing is not None
+        here_cpu_s, workers_cpu_s = spread.timing.cpu_s
+        assert (here_cpu_s < 0.2 * workers_cpu_s) == (inference == "auto")  # a small encoder is copied
 
 
 def test_experts_act_beside_the_simulator() -> None:
@@ -137,46 +126,51 @@ def test_policies_that_serve_all_rows_at_once_are_copied() -> None:
     assert trace.action[2] == pytest.approx([np.sin(3), np.cos(0.9)])
 
 
+@BOTH
 @pytest.mark.parametrize("seed", [0, 1])
-def test_killed_workers_lose_nothing(seed: int) -> None:
+def test_killed_workers_lose_nothing(seed: int, inference: str) -> None:
     slow: dict[str, Any] = {"env_options": {"step_s": 0.002}, "batch_size": 3, "per_step": True}
     here = evaluate(WALK, Wanderer(), range(60), **slow)
     chance = random.Random(seed)
     killer = Killer([chance.randint(*between) for between in ((4, 14), (22, 32), (40, 48))], seed)
-    spread = evaluate(WALK, Wanderer(), range(60), workers=2, progress=killer, **slow)
+    spread = evaluate(WALK, Wanderer(), range(60), workers=2, progress=killer, inference=inference, **slow)
     assert spread.records == here.records
     assert spread.timing is not None
     assert spread.timing.restarts == len(killer.killed) == 3
 
 
-def test_workers_that_die_at_the_start_are_replaced_and_given_up_in_the_end(tmp_path: Path) -> None:
+@BOTH
+def test_workers_that_die_at_the_start_are_replaced_and_given_up_in_the_end(tmp_path: Path, inference: str) -> None:
     options = {"folder": str(tmp_path), "faults": {"start": "kill once"}}
     expected = evaluate(WALK, Wanderer(), range(4), batch_size=2)
-    assert (
-        evaluate(WALK, Wanderer(), range(4), workers=1, batch_size=2, env_options=options).records == expected.records
-    )
+    one: dict[str, Any] = {"workers": 1, "inference": inference}
+    spread = evaluate(WALK, Wanderer(), range(4), batch_size=2, env_options=options, **one)
+    assert spread.records == expected.records
     with pytest.raises(LatentGymError, match=r"keep dying \(its worker process died by signal 9\)"):
-        evaluate(WALK, Wanderer(), range(4), workers=1, env_options=options | {"faults": {"start": "kill"}})
+        evaluate(WALK, Wanderer(), range(4), env_options=options | {"faults": {"start": "kill"}}, **one)
 
 
-def test_crashed_and_hung_episodes_are_repeated(tmp_path: Path) -> None:
+@BOTH
+def test_crashed_and_hung_episodes_are_repeated(tmp_path: Path, inference: str) -> None:
     faults = {"3": "kill once", "5": "hang once", "8": "raise once"}
     options = {"folder": str(tmp_path), "faults": faults}
     expected = evaluate(WALK, Wanderer(), range(12), batch_size=2, per_step=True)
     spread = evaluate(
-        WALK, Wanderer(), range(12), workers=2, batch_size=2, per_step=True, env_options=options, step_timeout_s=4
-    )
+        WALK, Wanderer(), range(12), workers=2, batch_size=2, per_step=True, env_options=options, step_timeout_s=4,
+        inference=inference,
+    )  # fmt: skip
     assert {path.name for path in tmp_path.iterdir()} == {"3", "5", "8"}
     assert spread.records == expected.records
     assert spread.timing is not None
     assert spread.timing.restarts == 2
 
 
-def test_an_episode_that_crashes_twice_is_reported(tmp_path: Path) -> None:
+@BOTH
+def test_an_episode_that_crashes_twice_is_reported(tmp_path: Path, inference: str) -> None:
     faults = {"2": "kill", "7": "raise"}
     options = {"folder": str(tmp_path), "faults": faults}
     expected = evaluate(WALK, Wanderer(), range(12), batch_size=2)
-    spread = evaluate(WALK, Wanderer(), range(12), workers=2, batch_size=2, env_options=options)
+    spread = evaluate(WALK, Wanderer(), range(12), workers=2, batch_size=2, env_options=options, inference=inference)
     assert [episode.seed for episode in spread.records] == list(range(12))
     for episode, same in zip(spread.records, expected.records, strict=True):
         if str(episode.seed) not in faults:
@@ -199,9 +193,11 @@ def test_an_exception_of_the_simulator_is_treated_alike_in_this_process(tmp_path
     assert here.records[1].error is not None
 
 
-def test_videos_are_the_same_with_workers(tmp_path: Path) -> None:
+@BOTH
+def test_videos_are_the_same_with_workers(tmp_path: Path, inference: str) -> None:
     films: dict[str, Any] = {"batch_size": 3, "videos": (2, 3)}
     here = evaluate(CLOCK, Wanderer(), range(30), video_dir=tmp_path / "here", **films)
+    films["inference"] = inference
     spread = evaluate(CLOCK, Wanderer(), range(30), workers=2, video_dir=tmp_path / "spread", **films)
     names = ["success-0.mp4", "success-2.mp4", "failure-1.mp4", "failure-3.mp4", "failure-5.mp4"]
     assert [path.name for path in here.videos] == [path.name for path in spread.videos] == names
@@ -210,11 +206,12 @@ def test_videos_are_the_same_with_workers(tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "spread").iterdir()} == set(names)
 
 
-def test_workers_end_and_memory_is_freed() -> None:
+@BOTH
+def test_workers_end_and_memory_is_freed(inference: str) -> None:
     before = set(Path("/dev/shm").glob("psm_*")) if Path("/dev/shm").is_dir() else set()
-    evaluate(CLOCK, Wanderer(), range(6), workers=2)
+    evaluate(CLOCK, Wanderer(), range(6), workers=2, inference=inference)
     with pytest.raises(LatentGymError, match="NaN"):
-        evaluate(CLOCK, Nowhere(), range(6), workers=2)
+        evaluate(CLOCK, Nowhere(), range(6), workers=2, inference=inference)
     deadline = time.monotonic() + 5
     while multiprocessing.active_children() and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -223,20 +220,37 @@ def test_workers_end_and_memory_is_freed() -> None:
         assert set(Path("/dev/shm").glob("psm_*")) <= before
 
 
-class Nowhere(Wanderer):
-    """Acts badly from the third step of an episode on."""
-
-    def act(self, observation: Mapping[str, np.ndarray], rows: np.ndarray | None = None) -> np.ndarray:
-        actions = super().act(observation, rows)
-        actions[observation["state"][:, 1] >= 2] = np.nan
-        return actions
-
-
 def test_errors_of_workers_arrive(data: Any) -> None:
     with pytest.raises(LatentGymError, match="did you mean 'latentgym/TabletopReach-v0'"):
         evaluate("latentgym/TabletopReech-v0", ExpertPolicy(), range(2), workers=2)
     policy: CheckpointedPolicy = train_policy(data, load_encoder("state"), steps=2)
     with pytest.raises(LatentGymError, match="does not fit environment"):
         evaluate("latentgym/TabletopPush-v0", policy, range(2), workers=1)
-    with pytest.raises(LatentGymError, match=r"NaN or infinite action.*step 2"):
-        evaluate(CLOCK, Nowhere(), range(2), workers=1, stop_at_success=False)
+    for inference in ("main", "workers"):
+        with pytest.raises(LatentGymError, match=r"NaN or infinite action.*step 2"):
+            evaluate(CLOCK, Nowhere(), range(2), workers=1, stop_at_success=False, inference=inference)
+
+
+def test_an_exception_of_a_copied_policy_arrives() -> None:
+    with pytest.raises(LatentGymError, match=r"'wanderer' failed: ZeroDivisionError\('no way to go'\)"):
+        evaluate(CLOCK, Faulty(), range(4), workers=2, stop_at_success=False, inference="workers")
+    with pytest.raises(ZeroDivisionError):
+        evaluate(CLOCK, Faulty(), range(4), workers=2, stop_at_success=False, inference="main")
+
+
+def test_policies_that_cannot_be_pickled_act_in_this_process(data: Any) -> None:
+    policy = train_policy(data, load_encoder("random"), steps=2, hidden=(8,))
+    policy.facts["why not"] = lambda: None
+    short: dict[str, Any] = {"env_options": {"horizon": 4}, "workers": 1}
+    assert evaluate(REACH, policy, range(2), **short).summary.episodes == 2
+    with pytest.raises(LatentGymError, match=r"cannot be copied.*use inference='main'"):
+        evaluate(REACH, policy, range(2), inference="workers", **short)
+
+
+def test_a_policy_that_minds_its_place_gets_smaller_batches_everywhere() -> None:
+    here = evaluate(WALK, Slanted(), range(6), batch_size=1, per_step=True)
+    with pytest.warns(UserWarning, match="served in batches of 1"):
+        spread = evaluate(WALK, Slanted(), range(6), batch_size=4, workers=2, inference="workers", per_step=True)
+    assert spread.records == here.records
+    assert spread.timing is not None
+    assert spread.timing.batch_size == 1

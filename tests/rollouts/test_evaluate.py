@@ -140,6 +140,7 @@ def test_an_action_of_the_wrong_shape_is_named() -> None:
         ({"batch_size": 0}, "batch_size at least 1"),
         ({"step_timeout_s": 0.0}, "step_timeout_s"),
         ({"videos": (-1, 0)}, "videos"),
+        ({"inference": "worker"}, "did you mean 'workers'"),
     ],
 )
 def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
