@@ -7,6 +7,7 @@ are named ``body.<endpoint>….conv``, and those of https://github.com/piergiaj/
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Container, Sequence
 from pathlib import Path
@@ -63,9 +64,23 @@ def pad_same(x: torch.Tensor, kernel: Sequence[int], stride: Sequence[int]) -> t
 
 
 def pool_same(x: torch.Tensor, kernel: tuple[int, int], stride: tuple[int, int]) -> torch.Tensor:
-    """Maximum over windows; zeros pad without changing it, since pooled values are never negative."""
+    """Maximum over windows of ``(…, T, H, W)``; zeros pad without changing it, since pooled values are never negative.
+
+    One dimension after the other, which gives the same maxima: in three at once CPUs have a slow kernel only.
+    """
     windows, steps = (kernel[0], kernel[1], kernel[1]), (stride[0], stride[1], stride[1])
-    return nn.functional.max_pool3d(pad_same(x, windows, steps), windows, steps)
+    pooled = pad_same(x, windows, steps)
+    for dimension, width, step in zip((-1, -2, -3), reversed(windows), reversed(steps), strict=True):
+        count = 1 + (pooled.shape[dimension] - width) // step
+        pooled = functools.reduce(torch.maximum, [_taken(pooled, dimension, at, count, step) for at in range(width)])
+    return pooled
+
+
+def _taken(x: torch.Tensor, dimension: int, start: int, count: int, step: int) -> torch.Tensor:
+    """Every ``step``-th entry of one dimension from ``start`` on, ``count`` in all."""
+    index = [slice(None)] * x.ndim
+    index[dimension] = slice(start, start + (count - 1) * step + 1, step)
+    return x[tuple(index)]
 
 
 class Unit(nn.Module):
