@@ -28,6 +28,16 @@ def weights_digest(module: torch.nn.Module, facts: Mapping[str, Any] | None = No
     return digest.hexdigest()
 
 
+# What torch allocates begins at such addresses; what is mapped from a file begins anywhere.
+_ALIGNMENT = 64
+
+
+def _align(tensor: torch.Tensor) -> None:
+    """Move a tensor that begins elsewhere: matrix libraries round a single row differently there."""
+    if tensor.device.type == "cpu" and tensor.data_ptr() % _ALIGNMENT:
+        tensor.data = tensor.data.clone()
+
+
 class FrozenEncoder(Encoder):
     """An encoder around a torch module in evaluation mode whose parameters take no gradient.
 
@@ -43,6 +53,8 @@ class FrozenEncoder(Encoder):
         for parameter in model.parameters():
             parameter.requires_grad_(False)
         self.set_dtype(getattr(torch, spec.dtype))
+        for tensor in (*model.parameters(), *model.buffers()):
+            _align(tensor)
 
     @property
     def dtype(self) -> torch.dtype:

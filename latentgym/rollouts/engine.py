@@ -80,6 +80,7 @@ class Engine:
         batch_size: observations per batch.
         threads: threads of this process that may serve batches, if the policy is concurrent.
         on_cpu: whether inference keeps one of this machine's cores busy.
+        pickled: the policy, if workers shall act by copies of it on what their own environments observe.
         step_timeout_s: a worker whose environment takes longer for one step, reset or start has hung.
         meet: called once with a description of the environments and the slots; makes the actor, or ``None`` for a
             policy that acts in the workers.
@@ -95,16 +96,18 @@ class Engine:
         threads: int,
         on_cpu: bool,
         step_timeout_s: float,
+        pickled: bytes | None,
         meet: Callable[[Description, Slots], Actor | None],
     ) -> None:
         self._setting, self._schedule, self._meet = setting, schedule, meet
         self._timeout_s, self._on_cpu = step_timeout_s, on_cpu
         self._cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         workers = min(workers, len(schedule))
-        each = min(_environments(setting, workers, batch_size, threads), -(-len(schedule) // workers))
+        each = _environments(setting, workers, batch_size, threads, pickled is not None)
+        each = min(each, -(-len(schedule) // workers))
         self._ranges = [range(index * each, (index + 1) * each) for index in range(workers)]
         self._each, self._batch_size, self._wanted_threads = each, batch_size, threads
-        self._by_copies = setting.copies is not None
+        self._pickled = pickled
         self._workers: list[Worker] = []
         self._slot: list[_Slot] = []
         self._ready: collections.deque[tuple[_Slot, _Episode]] = collections.deque()
@@ -169,9 +172,7 @@ class Engine:
     def _close(self) -> None:
         for worker in self._workers:
             worker.tell("close")
-        for cpu_s, batches in [worker.close() for worker in self._workers]:
-            self.worker_cpu_s += cpu_s
-            self.batches += batches
+        self.worker_cpu_s = sum(worker.close() for worker in self._workers)
 
     def _serve(self, thread: int) -> None:
         """Serve batches and read messages until there is nothing left to do."""
@@ -264,6 +265,9 @@ class Engine:
         kind = message[0]
         if kind == "hello":
             self._greet(worker, message[1])
+        elif kind == "ready":
+            worker.greeted, self._failed_starts[worker.index] = True, 0
+            self._begin(*(self._slot[number] for number in worker.slots))
         elif kind == "error":
             raise LatentGymError(message[1])
         elif kind == "failed":
@@ -273,9 +277,10 @@ class Engine:
             self._begin(slot)
         else:
             now = time.perf_counter()
+            self.batches += message[2]
             for number, record, texts, latencies_s in message[1]:
                 # Workers that act themselves are busy to the end of an episode.
-                worker.queued -= record is not None or not self._by_copies
+                worker.queued -= record is not None or self._pickled is None
                 self._moved(self._slot[number], record, texts, latencies_s, now)
 
     def _greet(self, worker: Worker, description: Description) -> None:
@@ -287,9 +292,7 @@ class Engine:
             self._actor = self._meet(description, self._memory)
             if self._actor is not None:
                 self._batch_size = self._actor.batch_size
-        worker.greeted, self._failed_starts[worker.index] = True, 0
-        worker.tell("open", self._memory.layout, self._memory.name, self._batch_size)
-        self._begin(*(self._slot[number] for number in worker.slots))
+        worker.tell("open", self._memory.layout, self._memory.name, self._batch_size, self._pickled)
 
     def _begin(self, *slots: _Slot) -> None:
         """Give slots of one worker their next episodes, if they can take one and there is one."""
@@ -312,7 +315,7 @@ class Engine:
         assert self._memory is not None
         self._open()
         if record is None:
-            if not self._by_copies:
+            if self._pickled is None:
                 self._memory.put_texts(slot.number, texts)
                 episode.arrived_at = now
                 self._ready.append((slot, episode))
@@ -380,11 +383,11 @@ class Engine:
             self._begin(slot)
 
 
-def _environments(setting: Setting, workers: int, batch_size: int, threads: int) -> int:
+def _environments(setting: Setting, workers: int, batch_size: int, threads: int, copies: bool) -> int:
     """How many a worker steps."""
     if setting.simulator_policy:
         return 1
-    if setting.copies:
+    if copies:
         return batch_size
     # A batch is served while another one moves; of threads that take turns at Python's lock, two serve.
     batches = 2 if threads == 1 else 3

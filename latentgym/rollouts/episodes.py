@@ -26,19 +26,6 @@ Observation = Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
-class PolicyCopies:
-    """A policy of which every worker process has a copy, for the observations of its own slots.
-
-    Attributes:
-        pickled: the policy.
-        name: its name.
-    """
-
-    pickled: bytes
-    name: str
-
-
-@dataclasses.dataclass(frozen=True)
 class Setting:
     """How episodes are run, the same in every process.
 
@@ -48,7 +35,6 @@ class Setting:
         stop_at_success: whether an episode ends at its first success.
         per_step: whether records hold a trace.
         simulator_policy: the policy, if it acts on the environments themselves.
-        copies: the policy, if workers act on what their own environments observe.
         deliberate: settings that the caller chose on purpose, to which a policy does not object.
         registered: Gymnasium's specs of ids that were registered by the caller's program, which a worker does not run.
     """
@@ -58,7 +44,6 @@ class Setting:
     stop_at_success: bool
     per_step: bool = False
     simulator_policy: Policy | None = None
-    copies: PolicyCopies | None = None
     deliberate: frozenset[str] = frozenset()
     registered: tuple[EnvSpec, ...] = ()
 

@@ -22,7 +22,7 @@ from latentgym.policies.checkpoint import Training
 from latentgym.results import Row
 from latentgym.rollouts.actor import Actor, default_batch_size, is_small
 from latentgym.rollouts.engine import Engine, percentiles_ms
-from latentgym.rollouts.episodes import DescribedEnv, Description, PolicyCopies, Setting
+from latentgym.rollouts.episodes import DescribedEnv, Description, Setting
 from latentgym.rollouts.in_process import InProcess, single_threaded
 from latentgym.rollouts.records import EpisodeRecord, Timing
 from latentgym.rollouts.schedule import Progress, Schedule
@@ -204,7 +204,8 @@ def evaluate(
         batch_size: observations per batch of inference, and environments that run in this process where there are no
             workers. By default 4 for small encoders, for large ones 1 on a CPU and 16 on an accelerator.
         inference: where a policy acts if there are workers: ``"main"``, in this process; ``"workers"``, by copies in
-            theirs, for which it must survive pickling; ``"auto"``, by copies if its encoder is small and on the CPU.
+            theirs, for which it must survive pickling; ``"auto"``, by copies if it is concurrent, can be copied, and
+            its encoder is on the CPU and has at most 5 million parameters.
         env_options: options of ``make_env``; those left out are as the policy's training data were recorded.
         corruption: corruption of every observed frame, such as ``"snow:3"``, drawn from each episode's seed; see
             :func:`latentgym.rollouts.evaluate_corrupted` for the drop that it causes.
@@ -246,8 +247,7 @@ def evaluate(
     setting = _setting(
         env_id, policy, env_options or {}, folder is not None and max(videos) > 0, stop_at_success, per_step
     )
-    if workers:
-        setting = dataclasses.replace(setting, copies=_copies(policy, inference))
+    pickled = _pickled(policy, inference) if workers else None
     schedule = Schedule(seeds, videos=videos, folder=folder, progress=progress)
     size = default_batch_size(policy) if batch_size is None else batch_size
     threads, on_cpu = _threads(policy)
@@ -259,7 +259,7 @@ def evaluate(
             return None
         policy.bind([DescribedEnv(description)] * slots.layout.slots, setting.deliberate)
         return Actor(
-            policy, slots, env_id, batch_size=size, threads=threads if workers and not setting.copies else 1,
+            policy, slots, env_id, batch_size=size, threads=threads if workers and pickled is None else 1,
             instruction=description.contract.instruction,
         )  # fmt: skip
 
@@ -267,7 +267,7 @@ def evaluate(
     if workers:
         engine = Engine(
             setting, schedule, workers=workers, batch_size=size, threads=threads, on_cpu=on_cpu,
-            step_timeout_s=step_timeout_s, meet=meet,
+            step_timeout_s=step_timeout_s, pickled=pickled, meet=meet,
         )  # fmt: skip
     else:
         engine = InProcess(setting, schedule, batch_size=size, meet=meet)
@@ -361,7 +361,7 @@ def _setting(
     )
 
 
-def _copies(policy: Policy, inference: str) -> PolicyCopies | None:
+def _pickled(policy: Policy, inference: str) -> bytes | None:
     """The policy for workers to copy, if that is wanted.
 
     Raises:
@@ -372,13 +372,15 @@ def _copies(policy: Policy, inference: str) -> PolicyCopies | None:
     if policy.needs_simulator or inference == "main" or (inference == "auto" and not light):
         return None
     try:
-        return PolicyCopies(pickle.dumps(policy), policy.name)
+        pickled = pickle.dumps(policy)
     except Exception as error:  # whatever the policy's own parts raise
         if inference == "auto":
             return None
         raise LatentGymError(
             f"policy {policy.name!r} cannot be copied to worker processes ({error}); use inference='main'"
         ) from error
+    # What a notebook or a prompt defines cannot be imported elsewhere.
+    return None if inference == "auto" and b"__main__" in pickled else pickled
 
 
 def _threads(policy: Policy) -> tuple[int, bool]:

@@ -35,7 +35,7 @@ class Worker:
     Attributes:
         index: its number.
         slots: the slots that it serves.
-        greeted: whether its first environment is ready.
+        greeted: whether its first environment is ready, and its copy of the policy if it has one.
         queued: environments that it has been told to move and has not told of.
         asked_at: when it was last told something after a rest, in seconds of ``time.monotonic()``.
     """
@@ -73,18 +73,18 @@ class Worker:
         code = self._process.exitcode
         return f"by signal {-code}" if code is not None and code < 0 else f"with exit status {code}"
 
-    def close(self) -> tuple[float, int]:
-        """Let the process finish and end; its CPU-seconds and batches of inference, 0 if it does not say."""
-        cpu_s, batches = 0.0, 0
+    def close(self) -> float:
+        """Let the process finish and end; its CPU-seconds, 0 if it does not say."""
+        cpu_s = 0.0
         with contextlib.suppress(OSError, EOFError):
             while self.connection.poll(_CLOSE_S):
                 message = self.connection.recv()
                 if message[0] == "closed":
-                    cpu_s, batches = message[1:]
+                    cpu_s = message[1]
                     break
         self._process.join(_CLOSE_S)
         self.kill()
-        return cpu_s, batches
+        return cpu_s
 
 
 class Post:

@@ -17,20 +17,29 @@ class Serving:
     """Serves the slots of one worker.
 
     Args:
-        setting: how episodes are run; names the policy.
+        pickled: the policy.
+        setting: how episodes are run.
         description: the environments.
         slots: the slots.
         batch_size: observations per batch M.
 
+    Raises:
+        LatentGymError: if the policy cannot be opened in this process.
+
     Attributes:
         waiting: slots whose observation has not been answered, the longest wait first.
-        batches: batches so far.
     """
 
-    def __init__(self, setting: Setting, description: Description, slots: Slots, batch_size: int) -> None:
-        assert setting.copies is not None
-        # The program that started this process wrote it.
-        policy = cast(Policy, pickle.loads(setting.copies.pickled))
+    def __init__(
+        self, pickled: bytes, setting: Setting, description: Description, slots: Slots, batch_size: int
+    ) -> None:
+        try:
+            policy = cast(Policy, pickle.loads(pickled))  # written by the program that started this process
+        except Exception as error:  # whatever the policy's own parts raise
+            raise LatentGymError(
+                f"the policy cannot be opened in a worker process: {error!r}; define its classes in a module that can "
+                "be imported, or use inference='main'"
+            ) from error
         policy.bind([DescribedEnv(description)] * slots.layout.slots, setting.deliberate)
         instruction = description.contract.instruction
         self._actor = Actor(policy, slots, setting.env_id, batch_size=batch_size, instruction=instruction)
@@ -39,7 +48,7 @@ class Serving:
         self._latencies_s: dict[int, list[float]] = {}
         self._begun: dict[int, int] = {}
         self.waiting: list[int] = []
-        self.batches = 0
+        self._batches = 0
 
     def begin(self, slot: int, seed: int) -> None:
         """The first observation of an episode is in its slot."""
@@ -66,12 +75,17 @@ class Serving:
             raise
         except Exception as error:
             raise LatentGymError(f"policy {self._name!r} failed: {error!r}; inference='main' shows where") from error
-        self.batches += 1
+        self._batches += 1
         now = time.perf_counter()
         for slot, action in zip(batch, actions, strict=True):
             self._slots.action[slot] = action
             self._latencies_s[slot].append(now - self._arrived_at[slot])
         return batch
+
+    def take_batches(self) -> int:
+        """Number of batches since it was asked for last."""
+        count, self._batches = self._batches, 0
+        return count
 
     def latencies_s(self, slot: int) -> list[float]:
         """Seconds that each observation of the slot's episode waited for its action."""

@@ -1,11 +1,12 @@
 """What a rollout's worker process does: step the environments of its slots, in the order in which actions arrive.
 
-Messages to a worker: ``("open", layout, name, batch_size)`` of the shared memory, ``("start", [(slot, seed, film),
-…])``, ``("step", slots)``, ``("film", slot, path)`` and ``("close",)``. Messages from it: ``("hello", description)``,
-``("done", [(slot, record, texts, latencies_s), …])`` with a record where the episode is over, ``("failed", slot,
-text)`` for an exception of the simulator, ``("error", text)`` for what ends the whole evaluation, ``("closed", cpu_s,
-batches)``. A worker with a copy of the policy is told nothing of steps, and tells of the first and the last of an
-episode.
+Messages to a worker: ``("open", layout, name, batch_size, pickled)`` of the shared memory and, where it shall have a
+copy, the policy; ``("start", [(slot, seed, film), …])``, ``("step", slots)``, ``("film", slot, path)`` and
+``("close",)``. Messages from it: ``("hello", description)``, ``("ready",)``, ``("done", [(slot, record, texts,
+latencies_s), …], batches)`` with a record where the episode is over and the number of batches of inference since the
+last one, ``("failed", slot, text)`` for an exception of the simulator, ``("error", text)`` for what ends the whole
+evaluation, ``("closed", cpu_s)``. A worker with a copy of the policy is told nothing of steps, and tells of the first
+and the last of an episode.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ class _Station:
                 self._handle(message)
             self._tell()
         cpu_s = 0.0 if self._moving_since is None else time.process_time() - self._moving_since
-        self._connection.send(("closed", cpu_s, 0 if self._serving is None else self._serving.batches))
+        self._connection.send(("closed", cpu_s))
 
     def close(self) -> None:
         for runner in self._runners.values():
@@ -102,9 +103,11 @@ class _Station:
     def _handle(self, message: tuple[Any, ...]) -> None:
         kind = message[0]
         if kind == "open":
-            self._slots = Slots.attach(message[1], message[2])
-            if self._setting.copies is not None:
-                self._serving = Serving(self._setting, self._description, self._slots, message[3])
+            layout, name, batch_size, pickled = message[1:]
+            self._slots = Slots.attach(layout, name)
+            if pickled is not None:
+                self._serving = Serving(pickled, self._setting, self._description, self._slots, batch_size)
+            self._connection.send(("ready",))
         elif kind == "start":
             self._awaits_start = False
             for slot, *how in message[1]:
@@ -112,6 +115,7 @@ class _Station:
         elif kind == "film":
             film = self._films.pop(message[1])
             assert film is not None
+            self._beat()
             film.write(message[2])
         else:
             self._step_all(message[1])
@@ -120,6 +124,7 @@ class _Station:
         """Serve a batch by the copy of the policy, and step its environments."""
         assert self._serving is not None
         self._move()
+        self._beat()
         self._step_all(self._serving.answer())
 
     def _step_all(self, slots: Sequence[int]) -> None:
@@ -185,7 +190,8 @@ class _Station:
 
     def _tell(self) -> None:
         if self._done:
-            self._connection.send(("done", self._done))
+            batches = 0 if self._serving is None else self._serving.take_batches()
+            self._connection.send(("done", self._done, batches))
             self._done = []
         self._told_at = time.monotonic()
 

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import random
 import signal
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,12 +14,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from toy_policies import Faulty, Nowhere, Slanted, Wanderer
+from toy_policies import Faulty, Nowhere, Slanted, SlowToOpen, Wanderer
 
 from latentgym.encoders import load_encoder
 from latentgym.envs.recording import record
 from latentgym.errors import LatentGymError
-from latentgym.policies import CheckpointedPolicy, ExpertPolicy, Policy, train_policy
+from latentgym.policies import CheckpointedPolicy, CloningPolicy, ExpertPolicy, Policy, train_policy
 from latentgym.rollouts import evaluate, rollout_seeds
 
 REACH = "latentgym/TabletopReach-v0"
@@ -245,6 +246,28 @@ def test_policies_that_cannot_be_pickled_act_in_this_process(data: Any) -> None:
     assert evaluate(REACH, policy, range(2), **short).summary.episodes == 2
     with pytest.raises(LatentGymError, match=r"cannot be copied.*use inference='main'"):
         evaluate(REACH, policy, range(2), inference="workers", **short)
+
+
+def test_classes_that_workers_cannot_import_act_in_this_process(data: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Typed(CloningPolicy):
+        """As if typed at a prompt."""
+
+    policy = train_policy(data, load_encoder("random"), steps=2, hidden=(8,))
+    Typed.__module__, Typed.__qualname__ = "__main__", "Typed"
+    monkeypatch.setattr(sys.modules["__main__"], "Typed", Typed, raising=False)
+    policy.__class__ = Typed
+    short: dict[str, Any] = {"env_options": {"horizon": 4}, "workers": 1}
+    assert evaluate(REACH, policy, range(2), **short).summary.episodes == 2
+    with pytest.raises(LatentGymError, match=r"cannot be opened in a worker process: AttributeError.*inference='main'"):
+        evaluate(REACH, policy, range(2), inference="workers", **short)
+
+
+def test_a_policy_may_take_longer_to_open_than_a_step_may() -> None:
+    here = evaluate(WALK, SlowToOpen(), range(4), batch_size=2)
+    spread = evaluate(WALK, SlowToOpen(), range(4), batch_size=2, workers=2, inference="workers", step_timeout_s=1.5)
+    assert spread.records == here.records
+    assert spread.timing is not None
+    assert spread.timing.restarts == 0
 
 
 def test_a_policy_that_minds_its_place_gets_smaller_batches_everywhere() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -58,3 +60,11 @@ class Slanted(Wanderer):
     def act(self, observation: Mapping[str, np.ndarray], rows: np.ndarray | None = None) -> np.ndarray:
         actions = super().act(observation, rows)
         return actions + 1e-4 * np.arange(len(actions), dtype=np.float32)[:, None]
+
+
+class SlowToOpen(Wanderer):
+    """Takes a while where it is unpickled."""
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        time.sleep(3)
+        self.__dict__.update(state)
