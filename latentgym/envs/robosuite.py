@@ -32,7 +32,7 @@ _MODEL_SEED = 0
 _FIRST_NEAR_LINK = 5  # links 0 to 4 are out of the near camera's sight
 
 #: Control steps after which an episode is truncated, for tasks where the time a solution takes is known.
-_HORIZONS = {"Lift": 70}
+_HORIZONS = {"Lift": 70, "NutAssembly": 350}
 
 _INSTRUCTIONS = {
     "Lift": "lift the cube",
@@ -125,8 +125,8 @@ def make_robosuite(
             collision meshes, and looks from a free camera that is near enough for small frames at the tasks with cubes,
             pegs, bins or a door; ``"stock"`` is robosuite's look from its camera ``agentview``.
         pixels: whether frames are observed.
-        **options: ``horizon`` in control steps (default 70 for Lift, else 200); ``cameras``, names of further cameras
-            of the model such as ``"robot0_eye_in_hand"``, observed as ``"pixels_<camera>"``.
+        **options: ``horizon`` in control steps (default 70 for Lift, 350 for NutAssembly, else 200); ``cameras``, names
+            of further cameras of the model such as ``"robot0_eye_in_hand"``, observed as ``"pixels_<camera>"``.
 
     Raises:
         LatentGymError: if the task or an option is unknown.

@@ -308,10 +308,64 @@ class NutExpert(RobosuiteExpert):
 
 
 # Where robosuite's arena has the pegs, and how far a nut's handle is from its centre.
+_SQUARE_NUT = functools.partial(NutExpert, (0.23, 0.1), 0.054, square=True)
+_ROUND_NUT = functools.partial(NutExpert, (0.23, -0.1), 0.06, square=False)
+
+
+class BothNutsExpert(RobosuiteExpert):
+    """The round nut, then the square one.
+
+    Upright over the far pegs, the arm stretches until it does not come back. So the hand leans outwards there, which
+    keeps the elbow bent, and turns back on the way to the second nut instead of further round.
+    """
+
+    _LEAN_RAD = 0.5
+    _LEANING_M = 0.12  # of the way from the table's middle to the pegs
+    _FALLEN_M = 0.87
+    _AT_PEGS_M = 0.1
+    _NEUTRAL_RAD = math.pi / 2  # in which direction the fingers open after a reset
+    _TURN_BACK_RAD = 1.3
+
+    def __init__(self) -> None:
+        self._square, self._round = _SQUARE_NUT(), _ROUND_NUT()
+
+    def _command(self, hand: Hand, objects: Vector) -> Command:
+        square, ring = objects[:14], objects[14:28]
+        if not self._has_fallen(self._round, ring):
+            return self._leaning(hand, self._round._command(hand, ring))
+        command = self._square._command(hand, square)
+        if command.fingers == _CLOSE or _distance(square[7:10], self._square.peg) < self._AT_PEGS_M:
+            return command
+        if hand.position[0] > self._AT_PEGS_M:
+            back = np.array([0.0, *hand.position[1:]])
+            return self._leaning(hand, Command(back, _OPEN))
+        return self._turned_back(hand, command)
+
+    def _has_fallen(self, nut: NutExpert, objects: Vector) -> bool:
+        return _distance(objects[7:10], nut.peg) < self._AT_PEGS_M and objects[9] < self._FALLEN_M
+
+    def _leaning(self, hand: Hand, command: Command) -> Command:
+        lean = self._LEAN_RAD * float(np.clip(hand.position[0] / self._LEANING_M, 0.0, 1.0))
+        outwards = np.array([math.sin(lean), 0.0, -math.cos(lean)])
+        return dataclasses.replace(command, pointing=outwards)
+
+    def _turned_back(self, hand: Hand, command: Command) -> Command:
+        """The fingers' direction within a right angle of the neutral one, reached the way that the hand came."""
+        assert command.along is not None
+        angles = (
+            math.atan2(vector[1], vector[0]) - self._NEUTRAL_RAD for vector in (hand.rotation[:, 0], command.along)
+        )
+        present, wanted = (math.remainder(angle, math.tau) for angle in angles)
+        wanted = math.remainder(wanted, math.pi)
+        turn = float(np.clip(wanted - present, -self._TURN_BACK_RAD, self._TURN_BACK_RAD))
+        return dataclasses.replace(command, along=_horizontal(present + turn + self._NEUTRAL_RAD))
+
+
 ROBOSUITE_EXPERTS: dict[str, Callable[[], Expert]] = {
     "Lift": LiftExpert,
     "Stack": StackExpert,
     "Door": DoorExpert,
-    "NutAssemblySquare": functools.partial(NutExpert, (0.23, 0.1), 0.054, square=True),
-    "NutAssemblyRound": functools.partial(NutExpert, (0.23, -0.1), 0.06, square=False),
+    "NutAssembly": BothNutsExpert,
+    "NutAssemblySquare": _SQUARE_NUT,
+    "NutAssemblyRound": _ROUND_NUT,
 }
