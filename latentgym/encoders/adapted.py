@@ -27,7 +27,7 @@ from latentgym.encoders.bare_weights import find_bare_weights
 from latentgym.encoders.checkpoints import SUFFIXES
 from latentgym.encoders.contract import Encoder, EncoderSpec, Latents
 from latentgym.encoders.diffusion import PARTS
-from latentgym.encoders.dreamer4 import TOKENIZER
+from latentgym.encoders.dreamer4 import checkpoint_in
 from latentgym.encoders.frozen import weights_digest
 from latentgym.encoders.published_files import find_checkpoint
 from latentgym.encoders.small import RECORD_NAME, WEIGHTS_NAME, SmallEncoder, save_small_encoder, weights_digest_of
@@ -143,7 +143,7 @@ def base_record(source: str, encoder: Encoder) -> dict[str, Any]:
 def copy_base(source: Path, folder: Path) -> dict[str, str]:
     """Copy an encoder folder to ``folder/base`` and return the SHA-256 of its files by name."""
 
-    published = find_checkpoint(source) or find_bare_weights(source) or (source / TOKENIZER).is_file()
+    published = find_checkpoint(source) or find_bare_weights(source) or checkpoint_in(source).is_file()
     suffixes = {*_COPIED_SUFFIXES, *(SUFFIXES if published else ())}
 
     def unwanted(directory: str, names: list[str]) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any
 from latentgym.encoders.autoencoders import CLASSES, check_class, is_autoencoder
 from latentgym.encoders.bare_weights import BARE_KINDS, find_bare_weights
 from latentgym.encoders.diffusion import DENOISERS, denoiser_of
-from latentgym.encoders.dreamer4 import TOKENIZER
+from latentgym.encoders.dreamer4 import checkpoint_in
 from latentgym.encoders.objectives import OBJECTIVES
 from latentgym.encoders.published import published_rows
 from latentgym.encoders.published_files import (
@@ -28,7 +28,7 @@ from latentgym.encoders.transformers_folder import ARCHITECTURES, check_weights,
 from latentgym.errors import LatentGymError
 
 # Built-in names whose encoder takes no time to make, so that its spec can be shown.
-_COLUMNS = ("family", "source", "licence", "parameters", "image_size", "weights", "description")
+_COLUMNS = ("family", "source", "revision", "licence", "parameters", "image_size", "weights", "description")
 _NO_ENCODER = (
     "{} holds no encoder: expected encoder.json, config.json with its weights, or a state dict that is known here"
 )
@@ -114,7 +114,7 @@ def find_encoders(folder: Path | str) -> tuple[dict[str, str], dict[str, str]]:
                 if not is_timm_folder(path):
                     model_type_of(path)
                     check_weights(path)
-            elif denoiser_of(path) is not None or (path / TOKENIZER).is_file():
+            elif denoiser_of(path) is not None or checkpoint_in(path).is_file():
                 pass
             elif find_bare_weights(path) is None:
                 raise LatentGymError(_NO_ENCODER.format(path))

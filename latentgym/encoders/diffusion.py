@@ -203,7 +203,10 @@ def load_diffusion(source: str, *, reading: Reading | None = None, image_size: i
     folder, revision = Path(source).expanduser(), ""
     if not folder.is_dir():
         advice = "fetch the pipeline's folders (unet or transformer, vae, scheduler, text_encoder, tokenizer) of "
-        folder = fetch_snapshot(source, f"{advice}https://huggingface.co/{source} elsewhere and pass theirs", _FILES)
+        repository = source.partition("@")[0]
+        folder = fetch_snapshot(
+            source, f"{advice}https://huggingface.co/{repository} elsewhere and pass theirs", _FILES
+        )
         revision = folder.name
     part = denoiser_of(folder)
     if part is None:

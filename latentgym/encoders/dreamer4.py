@@ -26,7 +26,18 @@ from latentgym.encoders.hub import fetch_snapshot
 from latentgym.errors import CorruptDataError, LatentGymError
 from latentgym.seeding import torch_generator
 
+# As their authors' page names the files, and as the hub has them.
 TOKENIZER, DYNAMICS = "tokenizer_ckpt.pt", "dynamics_ckpt.pt"
+_OTHER_NAMES = {TOKENIZER: "tokenizer.pt", DYNAMICS: "dynamics.pt"}
+_FILES = (*_OTHER_NAMES, *_OTHER_NAMES.values())
+
+
+def checkpoint_in(folder: Path, name: str = TOKENIZER) -> Path:
+    """Where a checkpoint of ``folder`` is, under either of its names; under ``name`` where there is none."""
+    other = folder / _OTHER_NAMES[name]
+    return other if other.is_file() and not (folder / name).is_file() else folder / name
+
+
 # Frames per training clip of the tokenizer where the checkpoint states none; the dynamics saw longer ones as well.
 CLIP_LENGTH = 8
 _ZERO, _ONE = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
@@ -311,8 +322,8 @@ def load_dreamer4(
     """Open published checkpoints in float32 on the CPU.
 
     Args:
-        source: folder with ``tokenizer_ckpt.pt`` and, for the dynamics, ``dynamics_ckpt.pt``, read with
-            ``weights_only=True``; or a hub id.
+        source: folder with ``tokenizer_ckpt.pt`` or ``tokenizer.pt`` and, for the dynamics, ``dynamics_ckpt.pt`` or
+            ``dynamics.pt``, read with ``weights_only=True``; or a hub id.
         part: ``"tokenizer"``: layers are the encoder's and, last, the latents. ``"dynamics"``: layers are the
             dynamics'; its registers are the prefix.
         image_size: only the size that it was trained at.
@@ -322,11 +333,12 @@ def load_dreamer4(
     """
     folder, revision = Path(source).expanduser(), ""
     if not folder.is_dir():
-        advice = f"fetch {TOKENIZER} and {DYNAMICS} of https://huggingface.co/{source} elsewhere, put them into one "
-        folder = fetch_snapshot(str(source), f"{advice}folder and pass dreamer4:<folder>", (TOKENIZER, DYNAMICS))
+        address = f"https://huggingface.co/{str(source).partition('@')[0]}"
+        advice = f"fetch {TOKENIZER} and {DYNAMICS} of {address} elsewhere, put them into one "
+        folder = fetch_snapshot(str(source), f"{advice}folder and pass dreamer4:<folder>", _FILES)
         revision = folder.name
-    tokenizer, facts = _tokenizer(folder / TOKENIZER)
-    dynamics, more = _dynamics(folder / DYNAMICS, tokenizer) if part == "dynamics" else (None, {})
+    tokenizer, facts = _tokenizer(checkpoint_in(folder))
+    dynamics, more = _dynamics(checkpoint_in(folder, DYNAMICS), tokenizer) if part == "dynamics" else (None, {})
     network = Dreamer4Network(tokenizer, dynamics)
     side = int(facts["size"])
     if image_size not in (None, side):

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from latentgym.artifacts import read_json
 from latentgym.encoders.checkpoints import SUFFIXES, State, read_checkpoint, recognised, weight_names
 from latentgym.encoders.downloads import fetch_file, fetch_url, url_cache
-from latentgym.encoders.dreamer4 import TOKENIZER
+from latentgym.encoders.dreamer4 import checkpoint_in
 from latentgym.encoders.frozen import FrozenEncoder
 from latentgym.encoders.laq import build_laq
 from latentgym.encoders.published import NON_COMMERCIAL
@@ -190,7 +190,15 @@ FILES = {
         86.2,
         224,
     ),
-    "videomaev2-l": PublishedFile("videomaev2", "OpenGVLab/VideoMAEv2-Large", _SAFE, "", NON_COMMERCIAL, 303.9, 224),
+    "videomaev2-l": PublishedFile(
+        "videomaev2",
+        "OpenGVLab/VideoMAEv2-Large",
+        _SAFE,
+        "9981a9c8f77118c421e5228e1b219468a4b0238d",
+        NON_COMMERCIAL,
+        303.9,
+        224,
+    ),
     "videomaev2-h": PublishedFile("videomaev2", "OpenGVLab/VideoMAEv2-Huge", _SAFE, "", NON_COMMERCIAL, 631.6, 224),
     "videomaev2-g": PublishedFile("videomaev2", "OpenGVLab/VideoMAEv2-giant", _SAFE, "", NON_COMMERCIAL, 1011.6, 224),
     "r3m-18": PublishedFile("r3m", "surajnair/r3m-18", _PICKLED, "", "MIT", 11.2, 224),
@@ -331,7 +339,7 @@ def find_checkpoint(place: Path) -> tuple[Path, str] | None:
         if configured is not None:
             return _only(place, _checkpoints(place)), configured
         # Dreamer 4's checkpoints nest their tensors in their own way: see latentgym.encoders.dreamer4.
-        if any((place / name).exists() for name in (CONFIG, "encoder.json", TOKENIZER)):
+        if checkpoint_in(place).is_file() or any((place / name).exists() for name in (CONFIG, "encoder.json")):
             return None
     found = recognised([place] if place.is_file() else _checkpoints(place), _kind_of)
     return (_only(place, [path for path, _ in found]), found[0][1]) if found else None

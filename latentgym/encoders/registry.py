@@ -175,9 +175,9 @@ def _open_published(name: str, image_size: int | None) -> Encoder:
     if opener is None:
         from latentgym.encoders.huggingface import load_hub
 
-        encoder: Encoder = load_hub(entry.hub_id, image_size=image_size)
+        encoder: Encoder = load_hub(entry.pinned, image_size=image_size)
     else:
-        encoder = opener(entry.hub_id, image_size=image_size)
+        encoder = opener(entry.pinned, image_size=image_size)
     encoder.spec = dataclasses.replace(encoder.spec, name=name, licence=entry.licence)
     return encoder
 
@@ -195,11 +195,11 @@ def _open_folder(folder: Path, image_size: int | None) -> Encoder:
 
     if not (folder / "config.json").exists():
         from latentgym.encoders.diffusion import denoiser_of, load_diffusion
-        from latentgym.encoders.dreamer4 import TOKENIZER, load_dreamer4
+        from latentgym.encoders.dreamer4 import checkpoint_in, load_dreamer4
 
         if denoiser_of(folder) is not None:
             return load_diffusion(str(folder), image_size=image_size)
-        if (folder / TOKENIZER).is_file():
+        if checkpoint_in(folder).is_file():
             return load_dreamer4(folder, image_size=image_size)
         encoder = load_bare_weights(folder, image_size=image_size)
         if encoder is not None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from latentgym.encoders import check_encoder, find_encoders, list_encoders, load_encoder
 from latentgym.encoders.autoencoders import CLASSES
-from latentgym.encoders.published import PUBLISHED
+from latentgym.encoders.published import PUBLISHED, REVISIONS
 from latentgym.encoders.torchvision_fallback import ensure_torchvision
 from latentgym.errors import CorruptDataError, LatentGymError
 
@@ -69,17 +70,27 @@ def test_published_names_are_listed_with_classes_that_can_be_opened():
         assert rows[name]["weights"] in ("here", "to download")
 
 
-def test_a_published_name_opens_from_the_hub_cache(folders, tmp_path, monkeypatch):
-    snapshot = tmp_path / "models--madebyollin--taesd" / "snapshots" / "0123abcd"
-    snapshot.parent.mkdir(parents=True)
-    snapshot.symlink_to(folders / "AutoencoderTiny")
-    refs = tmp_path / "models--madebyollin--taesd" / "refs"
-    refs.mkdir()
-    (refs / "main").write_text("0123abcd")
+def test_pinned_revisions_are_commits_of_published_encoders():
+    assert set(REVISIONS) <= {entry.hub_id for entry in PUBLISHED.values()}
+    assert all(re.fullmatch(r"[0-9a-f]{40}|refs/pr/\d+", revision) for revision in REVISIONS.values())
+
+
+def test_a_published_name_opens_its_pinned_revision_from_the_hub_cache(folders, tmp_path, monkeypatch):
+    pinned, repository = REVISIONS["madebyollin/taesd"], tmp_path / "models--madebyollin--taesd"
+    for revision in (pinned, "0123abcd"):
+        (repository / "snapshots").mkdir(parents=True, exist_ok=True)
+        (repository / "snapshots" / revision).symlink_to(folders / "AutoencoderTiny")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0123abcd")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     spec = load_encoder("taesd").spec
-    assert (spec.name, spec.source, spec.revision, spec.licence) == ("taesd", "madebyollin/taesd", "0123abcd", "MIT")
-    assert next(row for row in list_encoders() if row["name"] == "taesd")["weights"] == "here"
+    assert (spec.name, spec.source, spec.revision, spec.licence) == ("taesd", "madebyollin/taesd", pinned, "MIT")
+    row = next(row for row in list_encoders() if row["name"] == "taesd")
+    assert (row["weights"], row["revision"]) == ("here", pinned)
+    (repository / "snapshots" / pinned).unlink()
+    assert load_encoder("madebyollin/taesd").spec.revision == "0123abcd"
+    with pytest.raises(LatentGymError, match="'madebyollin/taesd' opens another revision that is here"):
+        load_encoder("taesd")
     with pytest.raises(LatentGymError, match=r"could not be downloaded.*put them into one folder"):
         load_encoder("sd-vae")

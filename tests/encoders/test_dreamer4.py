@@ -85,6 +85,16 @@ def test_bad_checkpoints(folder, save_dreamer4, tmp_path):
         load_encoder(f"dreamer4:{cut}")
 
 
+def test_files_may_have_the_names_that_the_hub_gives_them(folder, save_dreamer4, tmp_path):
+    renamed = save_dreamer4(tmp_path / "hub")
+    for name in (TOKENIZER, DYNAMICS):
+        (renamed / name).rename(renamed / name.replace("_ckpt", ""))
+    assert find_encoders(tmp_path)[0] == {"hub": str(renamed)}
+    for source in ("", "dreamer4:", "dreamer4-dynamics:"):
+        found, expected = (load_encoder(f"{source}{place}", device="cpu").spec for place in (renamed, folder))
+        assert found.weights_digest == expected.weights_digest
+
+
 def test_no_network_says_which_files_to_get(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(LatentGymError, match=r"fetch tokenizer_ckpt\.pt and dynamics_ckpt\.pt of https"):
