@@ -51,6 +51,8 @@ class Published:
 _DINO = ("image_ssl", "Apache-2.0")
 _VJEPA = ("VJEPA2Model", "masked_video_latent", "MIT")
 _VIDEOMAE = ("VideoMAEModel", "masked_video", NON_COMMERCIAL)
+# Pretrained likewise, then fine-tuned on Kinetics-400's labels.
+_KINETICS = ("VideoMAEModel", "supervised_video", NON_COMMERCIAL)
 _VAE = ("pixel_autoencoder", "MIT")
 _DREAMER = ("Dreamer4Network", "shortcut_forcing", "MIT")
 
@@ -62,6 +64,7 @@ REVISIONS = {
     "facebook/vjepa2-vitg-fpc64-384": "12ca91694b230e0d4b5b0078af6f4ae1d51e933d",
     "MCG-NJU/videomae-base": "dc740ceda42fce44faed2ea03c6d447db72f6af9",
     "MCG-NJU/videomae-large": "12da269a02d3e1fbbb7011e610e591fea8061dca",
+    "MCG-NJU/videomae-small-finetuned-kinetics": "240e9734611173accbbf74cbdf4b641e4c431264",
     "facebook/dinov2-small": "ed25f3a31f01632728cabb09d1542f84ab7b0056",
     "facebook/dinov2-base": "f9e44c814b77203eaa57a6bdbbd535f21ede1415",
     "facebook/dinov2-large": "47b73eefe95e8d44ec3623f8890bd894b6ea2d6c",
@@ -97,6 +100,8 @@ PUBLISHED = {
     "videomae-s": Published("MCG-NJU/videomae-small", *_VIDEOMAE, 22, 224),
     "videomae-b": Published("MCG-NJU/videomae-base", *_VIDEOMAE, 86, 224),
     "videomae-l": Published("MCG-NJU/videomae-large", *_VIDEOMAE, 304, 224),
+    "videomae-s-kinetics": Published("MCG-NJU/videomae-small-finetuned-kinetics", *_KINETICS, 22, 224),
+    "videomae-h-kinetics": Published("MCG-NJU/videomae-huge-finetuned-kinetics", *_KINETICS, 632, 224),
     "dinov2-s": Published("facebook/dinov2-small", "Dinov2Model", *_DINO, 22, 224),
     "dinov2-b": Published("facebook/dinov2-base", "Dinov2Model", *_DINO, 86, 224),
     "dinov2-l": Published("facebook/dinov2-large", "Dinov2Model", *_DINO, 304, 224),

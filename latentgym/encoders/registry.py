@@ -178,7 +178,7 @@ def _open_published(name: str, image_size: int | None) -> Encoder:
         encoder: Encoder = load_hub(entry.pinned, image_size=image_size)
     else:
         encoder = opener(entry.pinned, image_size=image_size)
-    encoder.spec = dataclasses.replace(encoder.spec, name=name, licence=entry.licence)
+    encoder.spec = dataclasses.replace(encoder.spec, name=name, family=entry.family, licence=entry.licence)
     return encoder
 
 

@@ -145,6 +145,20 @@ def _encoder_parameters(folder: Path) -> int:
     return sum(tensor.numel() for name, tensor in state.items() if name.startswith("encoder."))
 
 
+def test_a_fine_tuned_videomae_gives_its_trunk(tmp_path):
+    settings = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    config = transformers.VideoMAEConfig(
+        image_size=32, num_frames=4, use_mean_pooling=True, num_labels=5, **settings
+    )  # published ones pool the mean, and norm it in the classifier
+    model = transformers.VideoMAEForVideoClassification(config).eval()
+    model.save_pretrained(tmp_path / "kinetics")
+    encoder = load_encoder(tmp_path / "kinetics", device="cpu")
+    clip = np.random.default_rng(0).integers(0, 256, (2, 4, 32, 32, 3), np.uint8)
+    with torch.inference_mode():
+        expected = model.videomae(pixel_values=encoder.prepare(torch.from_numpy(clip))).last_hidden_state
+    torch.testing.assert_close(encoder.encode(clip).tokens.flatten(1, 2), expected)
+
+
 def test_a_hub_id_comes_from_the_hub_cache(folders, tmp_path, monkeypatch):
     repository = tmp_path / "models--owner--name"
     shutil.copytree(folders / "Dinov2Model", repository / "snapshots" / "0123abcd")
