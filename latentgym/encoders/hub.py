@@ -27,15 +27,16 @@ def fetch_snapshot(hub_id: str, advice: str, files: Sequence[str] = FILES) -> Pa
         return Path(hub.snapshot_download(repository, revision=revision or None, allow_patterns=list(files)))
     # The hub's client raises its own, its HTTP library's and the operating system's errors alike.
     except Exception as error:
-        others = f"; {repository!r} opens another revision that is here" if revision and _is_here(repository) else ""
+        here = revision and (cached_repository(repository) / "refs" / "main").is_file()
+        others = f"; {repository!r} opens another revision that is here" if here else ""
         raise LatentGymError(
             f"{hub_id!r} is no folder here and could not be downloaded from the Hugging Face hub "
             f"({type(error).__name__}); if there is no network, {advice}{others}"
         ) from error
 
 
-def _is_here(repository: str) -> bool:
-    """Whether the hub's local cache holds a revision that a name without one stands for."""
+def cached_repository(repository: str) -> Path:
+    """Where the hub's local cache keeps ``owner/name``, if it does."""
     from huggingface_hub import constants
 
-    return (Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}" / "refs" / "main").is_file()
+    return Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-from pathlib import Path
 from typing import Any
+
+from latentgym.encoders.hub import cached_repository
 
 NON_COMMERCIAL = "CC-BY-NC-4.0"
 
@@ -39,7 +40,7 @@ class Published:
 
     @property
     def revision(self) -> str:
-        """Commit that is fetched; empty where none is known, and then the newest is."""
+        """Commit or reference that is fetched; empty where none is known, and then the newest is."""
         return REVISIONS.get(self.hub_id, "")
 
     @property
@@ -180,10 +181,8 @@ def weights_are_here(hub_id: str) -> bool:
     """Whether the hub's local cache holds weights of ``owner/name`` or ``owner/name@revision``."""
     if importlib.util.find_spec("huggingface_hub") is None:
         return False
-    from huggingface_hub import constants
-
     repository, _, revision = hub_id.partition("@")
-    snapshots = Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}" / "snapshots"
+    snapshots = cached_repository(repository) / "snapshots"
     patterns = ("*.safetensors", "*/*.safetensors", "tokenizer*.pt")
     commit = "*" if not revision or revision.startswith("refs/") else revision
     return any(any(snapshots.glob(f"{commit}/{pattern}")) for pattern in patterns)

@@ -21,6 +21,7 @@ from latentgym.envs.recording import record
 from latentgym.errors import LatentGymError
 from latentgym.policies import CheckpointedPolicy, CloningPolicy, ExpertPolicy, Policy, train_policy
 from latentgym.rollouts import evaluate, rollout_seeds
+from latentgym.rollouts.evaluate import _pickled
 
 REACH = "latentgym/TabletopReach-v0"
 CLOCK = "latentgym-tests/Clock-v0"
@@ -107,9 +108,7 @@ def test_a_frozen_encoder_acts_alike_for_every_number_of_workers(data: Any, head
     for workers in (1, 2, 5):
         spread = evaluate(REACH, policy, seeds, workers=workers, inference=inference, **short)
         assert spread.records == here.records
-        assert spread.timing is not None
-        here_cpu_s, workers_cpu_s = spread.timing.cpu_s
-        assert (here_cpu_s < 0.2 * workers_cpu_s) == (inference == "auto")  # a small encoder is copied
+    assert (_pickled(policy, inference) is None) == (inference == "main")  # a small encoder is copied
 
 
 def test_experts_act_beside_the_simulator() -> None:
