@@ -78,6 +78,7 @@ REVISIONS = {
     "facebook/dinov3-vitb16-pretrain-lvd1689m": "5931719e67bbdb9737e363e781fb0c67687896bc",
     "facebook/dinov3-vitl16-pretrain-lvd1689m": "ea8dc2863c51be0a264bab82070e3e8836b02d51",
     "facebook/ijepa_vith14_1k": "f157467ea509bc356ff9f61fd3c0d840eec5e04e",
+    "facebook/vit-mae-large": "142cb8c25e1b1bc1769997a919aa1b5a2345a6b8",
     "facebook/vit-mae-base": "25b184bea5538bf5c4c852c79d221195fdd2778d",
     "google/siglip2-base-patch16-224": "75de2d55ec2d0b4efc50b3e9ad70dba96a7b2fa2",
     "google/siglip2-base-patch16-naflex": "b53b807d3a2d5e2b3911292f2d69e5341cdc064c",
@@ -185,4 +186,7 @@ def weights_are_here(hub_id: str) -> bool:
     snapshots = cached_repository(repository) / "snapshots"
     patterns = ("*.safetensors", "*/*.safetensors", "tokenizer*.pt")
     commit = "*" if not revision or revision.startswith("refs/") else revision
+    conversion = cached_repository(repository) / "refs" / "safetensors-of" / commit
+    if conversion.is_file():
+        commit = conversion.read_text()
     return any(any(snapshots.glob(f"{commit}/{pattern}")) for pattern in patterns)
