@@ -8,6 +8,7 @@ schedule and, for text-conditioned ones, the text encoder, which is asked once f
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from torch import nn
 from latentgym.artifacts import read_json
 from latentgym.encoders.autoencoders import WEIGHTS, encode_maps, load_diffusers_model
 from latentgym.encoders.contract import EncoderSpec, Latents
-from latentgym.encoders.frozen import FrozenEncoder, weights_digest
+from latentgym.encoders.frozen import AllRead, FrozenEncoder, weights_digest
 from latentgym.encoders.hub import fetch_snapshot
 from latentgym.encoders.torchvision_fallback import ensure_torchvision
 from latentgym.encoders.transformers_folder import HALF, check_weights
@@ -159,13 +160,16 @@ class DiffusionEncoder(FrozenEncoder):
             def hook(_module: nn.Module, _inputs: object, output: Any) -> None:
                 # Down blocks return what they hand to the up blocks besides.
                 outputs[name] = output[0] if isinstance(output, tuple) else output
+                if len(outputs) == len(handles):
+                    raise AllRead
 
             return hook
 
         network = self.model.network
         handles = [network.get_submodule(name).register_forward_hook(keep(name)) for name in set(wanted)]
         try:
-            self.model(clip.flatten(0, 1).to(self.dtype))
+            with contextlib.suppress(AllRead):
+                self.model(clip.flatten(0, 1).to(self.dtype))
         finally:
             for handle in handles:
                 handle.remove()

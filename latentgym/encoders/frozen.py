@@ -38,6 +38,10 @@ def _align(tensor: torch.Tensor) -> None:
         tensor.data = tensor.data.clone()
 
 
+class AllRead(Exception):
+    """Leaves a network by a hook once every block that was asked for is read: what follows need not be computed."""
+
+
 class FrozenEncoder(Encoder):
     """An encoder around a torch module in evaluation mode whose parameters take no gradient.
 

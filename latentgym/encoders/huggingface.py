@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 
 from latentgym.encoders.autoencoders import load_autoencoder
 from latentgym.encoders.contract import EncoderSpec, Latents
-from latentgym.encoders.frozen import FrozenEncoder, weights_digest
+from latentgym.encoders.frozen import AllRead, FrozenEncoder, weights_digest
 from latentgym.encoders.hub import fetch_snapshot
 from latentgym.encoders.timm_models import is_timm_folder, load_timm_folder
 from latentgym.encoders.torchvision_fallback import ensure_torchvision
@@ -103,22 +103,25 @@ class HuggingFaceEncoder(FrozenEncoder):
 
     def _block_outputs(self, pixels: torch.Tensor, layers: Sequence[int]) -> list[torch.Tensor]:
         outputs: dict[int, torch.Tensor] = {}
-
         caller = threading.get_ident()
+        inner = {layer for layer in layers if layer not in (-1, self.spec.layers - 1)}
+        deepest = max(inner, default=-1) if inner.issuperset(layers) else -1
 
         def keep(layer: int, _module: torch.nn.Module, _args: object, output: Any) -> None:
             if threading.get_ident() == caller:
                 outputs[layer] = output[0] if isinstance(output, tuple) else output
+                if layer == deepest:
+                    raise AllRead
 
-        inner = {layer for layer in layers if layer not in (-1, self.spec.layers - 1)}
         blocks: Any = self._blocks() if inner else ()
         handles = [blocks[layer].register_forward_hook(functools.partial(keep, layer)) for layer in inner]
         try:
-            last: torch.Tensor = self.model(**self._arguments(pixels)).last_hidden_state
+            with contextlib.suppress(AllRead):
+                outputs[-1] = self.model(**self._arguments(pixels)).last_hidden_state
         finally:
             for handle in handles:
                 handle.remove()
-        return [outputs[layer] if layer in inner else last for layer in layers]
+        return [outputs[layer if layer in inner else -1] for layer in layers]
 
     def _blocks(self) -> torch.nn.ModuleList:
         for path in _BLOCKS:

@@ -64,6 +64,7 @@ class TimmEncoder(FrozenEncoder):
         super().__init__(spec, model)
         with torch.inference_mode():
             output = model.forward_features(torch.zeros(1, 3, spec.image_size, spec.image_size))
+        self._output_shape = output.shape[1:]
         tokens, _, grid = self._read(output)
         layers = len(model.feature_info) if hasattr(model, "forward_intermediates") else 1
         self.spec = dataclasses.replace(self.spec, embed_dim=tokens.shape[-1], grid=grid, layers=layers)
@@ -73,15 +74,18 @@ class TimmEncoder(FrozenEncoder):
         return self.forward_layers(clip, (layer,))[0]
 
     def forward_layers(self, clip: torch.Tensor, layers: Sequence[int]) -> list[Latents]:
-        """Tokens of several blocks: one pass for the inner ones and one for the model's own output."""
+        """Tokens of several blocks, from one pass."""
         batch, time = clip.shape[:2]
         frames = clip.flatten(0, 1).to(self.dtype)
         model: Any = self.model
         inner = sorted({layer for layer in layers if layer not in (-1, self.spec.layers - 1)})
-        read = dict(zip(inner, self._intermediates(frames, inner), strict=True)) if inner else {}
-        if len(inner) < len({*layers}):
-            last = self._read(model.forward_features(frames))[:2]
-            read |= {layer: last for layer in layers if layer not in inner}
+        last = not {*layers} <= {*inner}
+        read, output = self._intermediates(frames, inner, last=last) if inner else ({}, None)
+        if last:
+            # Some models, such as Hiera, do not end like this when they are read between blocks.
+            if output is None or output.shape[1:] != self._output_shape:
+                output = model.forward_features(frames)
+            read |= dict.fromkeys({*layers} - {*inner}, self._read(output)[:2])
         found = []
         for layer in layers:
             tokens, prefix = read[layer]
@@ -96,15 +100,21 @@ class TimmEncoder(FrozenEncoder):
         return found
 
     def _intermediates(
-        self, frames: torch.Tensor, layers: Sequence[int]
-    ) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
+        self, frames: torch.Tensor, layers: Sequence[int], *, last: bool
+    ) -> tuple[dict[int, tuple[torch.Tensor, torch.Tensor | None]], torch.Tensor | None]:
+        """Patch and prefix tokens of inner blocks, and the model's own output if it is asked for."""
         model: Any = self.model
         options = {"return_prefix_tokens": True} if self._prefix_tokens else {}
-        outputs = model.forward_intermediates(
-            frames, indices=list(layers), stop_early=True, intermediates_only=True, output_fmt="NCHW", **options
+        found = model.forward_intermediates(
+            frames, indices=list(layers), stop_early=not last, intermediates_only=not last, output_fmt="NCHW", **options
         )
+        final, outputs = found if last else (None, found)
         pairs = [output if isinstance(output, tuple | list) else (output, None) for output in outputs]
-        return [(maps.flatten(2).transpose(1, 2), prefix) for maps, prefix in pairs]
+        read = {
+            layer: (maps.flatten(2).transpose(1, 2), prefix)
+            for layer, (maps, prefix) in zip(layers, pairs, strict=True)
+        }
+        return read, final
 
     def _read(self, output: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, tuple[int, int]]:
         """Patch tokens ``(B, N, D)``, prefix tokens and grid of what ``forward_features`` returns."""

@@ -140,13 +140,14 @@ class VJEPA21(nn.Module):
         tokens = embed(pixels.transpose(1, 2)) + modality
         angles = rotary_angles(times, rows, columns, self.head_width)
         rotation = (angles.cos().to(tokens), angles.sin().to(tokens))
+        last = len(self.blocks) - 1
+        wanted = [layer % len(self.blocks) for layer in layers]
         outputs = {}
-        for index, block in enumerate(self.blocks):
-            tokens = block(tokens, rotation)
-            if index in layers:
-                outputs[index] = tokens
-        outputs[-1] = outputs[len(self.blocks) - 1] = self.norms_block[-1](tokens)
-        return [outputs[layer] for layer in layers]
+        for index in range(max(wanted) + 1):
+            tokens = self.blocks[index](tokens, rotation)
+            if index in wanted:
+                outputs[index] = self.norms_block[-1](tokens) if index == last else tokens
+        return [outputs[layer] for layer in wanted]
 
 
 def rotary_angles(times: int, rows: int, columns: int, head_width: int) -> torch.Tensor:

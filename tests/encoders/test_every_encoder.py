@@ -142,6 +142,24 @@ def test_all_layers_come_from_one_pass(source, name):
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in (*OBJECTIVES, *REGISTERED)])
+def test_blocks_run_once_and_none_behind_the_deepest_that_is_read(source, name):
+    encoder = load_encoder(source(name), device="cpu", image_size=SIZES.get(name))
+    layers = encoder.spec.layers
+    parts = getattr(encoder.model, "network", encoder.model).modules()
+    blocks = [part for part in parts if isinstance(part, torch.nn.ModuleList) and len(part) == layers > 1]
+    if not blocks:
+        pytest.skip("no list of one module per layer")
+    clip, ran = clip_for(encoder.spec, 1), []
+    for number, block in enumerate(blocks[0]):
+        block.register_forward_hook(lambda *_, number=number: ran.append(number))
+    encoder.encode(clip, 0)
+    assert set(ran) <= {0}
+    ran.clear()
+    encoder.encode_layers(clip, [*range(layers), -1])
+    assert len(ran) <= layers
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in (*OBJECTIVES, *REGISTERED)])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize(
     "device",
