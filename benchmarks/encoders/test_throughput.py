@@ -11,8 +11,9 @@ Run
 A tiny ViT with random weights is always measured; ``BENCH_ENCODER`` names a folder of transformers' Dinov2Model, such
 as real weights, to measure beside it. ``BENCH_FRAMES`` (64) frames of ``BENCH_SIDE`` (the encoder's own) pixels, in
 batches of ``BENCH_BATCH`` (8). ``BENCH_DEVICE=cuda`` measures on a GPU and ``BENCH_DTYPE`` (float32) in another
-precision, all peers alike; frames start in the CPU's memory, for the floor in the GPU's. ``extra_info`` holds frames
-per second.
+precision, all peers alike; frames start in the CPU's memory, for the floor in the GPU's. ``BENCH_LAYER`` (the last)
+is the block that is read, by the peers through the library's ``output_hidden_states``. ``extra_info`` holds frames per
+second.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ EPISODE = 100
 BATCH = int(os.environ.get("BENCH_BATCH", "8"))
 DEVICE = os.environ.get("BENCH_DEVICE", "cpu")
 DTYPE = os.environ.get("BENCH_DTYPE", "float32")
+LAYER = int(os.environ.get("BENCH_LAYER", "-1"))
 PLACES = {"tiny-vit": "", "given": os.environ.get("BENCH_ENCODER", "")}
 Case = tuple[Encoder, Any, Any, np.ndarray]
 
@@ -48,10 +50,10 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     """Our encoder, the library's model and processor, and frames ``(FRAMES, S, S, 3)`` uint8."""
     torch.set_num_threads(1)
     folder = Path(PLACES[request.param] or _tiny_vit(tmp_path_factory.mktemp("tiny-vit")))
-    encoder = load_encoder(folder, device=DEVICE, dtype=DTYPE)
+    encoder = load_encoder(folder, device=DEVICE, dtype=DTYPE, layer=LAYER)
     side = int(os.environ.get("BENCH_SIDE", encoder.spec.image_size))
     if side != encoder.spec.image_size:
-        encoder = load_encoder(folder, device=DEVICE, dtype=DTYPE, image_size=side)
+        encoder = load_encoder(folder, device=DEVICE, dtype=DTYPE, layer=LAYER, image_size=side)
     model = transformers.Dinov2Model.from_pretrained(folder, dtype=getattr(torch, DTYPE)).eval().to(DEVICE)
     processor = transformers.BitImageProcessor(
         size={"shortest_edge": side}, crop_size={"height": side, "width": side},
@@ -68,6 +70,13 @@ def _tiny_vit(folder: Path) -> Path:
     )
     transformers.Dinov2Model(config).save_pretrained(folder)
     return folder
+
+
+def read(model: Any, pixels: torch.Tensor) -> torch.Tensor:
+    """The block's output as the library's documentation reads it."""
+    inner = LAYER != -1
+    output = model(pixel_values=pixels, output_hidden_states=inner)
+    return output.hidden_states[LAYER + 1] if inner else output.last_hidden_state
 
 
 def measure(benchmark: Any, run: Callable[[], None]) -> None:
@@ -110,7 +119,7 @@ def test_bare(benchmark: Any, case: Case) -> None:
     def run() -> None:
         with torch.inference_mode():
             for pixels in prepared:
-                model(pixel_values=pixels)
+                read(model, pixels)
 
     measure(benchmark, run)
 
@@ -123,6 +132,6 @@ def test_processor(benchmark: Any, case: Case, size: int) -> None:
         with torch.inference_mode():
             for start in range(0, FRAMES, size):
                 inputs = processor(images=list(frames[start : start + size]), return_tensors="pt")
-                model(inputs["pixel_values"].to(DEVICE, model.dtype))
+                read(model, inputs["pixel_values"].to(DEVICE, model.dtype))
 
     measure(benchmark, run)

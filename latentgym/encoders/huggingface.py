@@ -74,6 +74,8 @@ class HuggingFaceEncoder(FrozenEncoder):
         self.trained_frames = trained_frames
         self.inputs = inputs
         self._options = {"interpolate_pos_encoding": True} if interpolate else {}
+        # Images and videos go by different names.
+        self._entry = next(iter(inspect.signature(model.forward).parameters))
         super().__init__(spec, model)
 
     def forward(self, clip: torch.Tensor, layer: int) -> Latents:
@@ -150,7 +152,7 @@ class HuggingFaceEncoder(FrozenEncoder):
                 ),
                 "spatial_shapes": torch.tensor([[rows, columns]], device=pixels.device).expand(len(pixels), -1),
             }
-        return {next(iter(inspect.signature(self.model.forward).parameters)): pixels, **self._options}
+        return {self._entry: pixels, **self._options}
 
 
 def load_folder(folder: Path, *, image_size: int | None = None, source: str = "", revision: str = "") -> FrozenEncoder:
