@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from latentgym.encoders.adapted import is_adapted_encoder, load_adapted_encoder
 from latentgym.encoders.autoencoders import CLASSES, check_class, is_autoencoder
 from latentgym.encoders.bare_weights import BARE_KINDS, find_bare_weights
 from latentgym.encoders.diffusion import DENOISERS, denoiser_of
@@ -106,6 +107,8 @@ def find_encoders(folder: Path | str) -> tuple[dict[str, str], dict[str, str]]:
         try:
             if find_checkpoint(path) is not None:
                 pass
+            elif is_adapted_encoder(path):
+                load_adapted_encoder(path)
             elif (path / "encoder.json").exists():
                 load_small_encoder(path)
             elif is_autoencoder(path):

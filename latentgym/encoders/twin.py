@@ -11,7 +11,7 @@ from torch import nn
 from latentgym.encoders.contract import Encoder, EncoderSpec
 from latentgym.encoders.frozen import FrozenEncoder, weights_digest
 from latentgym.encoders.registry import reopening_source
-from latentgym.encoders.small import SmallEncoder
+from latentgym.encoders.small import SmallEncoder, weights_digest_of
 from latentgym.errors import LatentGymError
 from latentgym.seeding import torch_generator
 
@@ -42,12 +42,18 @@ def random_twin(encoder: Encoder, seed: int = 0) -> Encoder:
     else:
         module = twin.network = copy.deepcopy(twin.network)
     redraw(module, torch_generator(seed, "random-twin"))
+    # A small encoder is saved with its weights, and has to be found whole by its digest.
+    digest = (
+        weights_digest(module, {"twin": encoder.spec.weights_digest})
+        if isinstance(encoder, FrozenEncoder)
+        else weights_digest_of(module.state_dict())
+    )
     twin.spec = dataclasses.replace(
         encoder.spec,
         name=f"{encoder.spec.name}-random",
         family="random",
         source=_source(encoder.spec, seed),
-        weights_digest=weights_digest(module, {"twin": encoder.spec.weights_digest}),
+        weights_digest=digest,
         trained_on_actions=False,
     )
     return twin

@@ -5,6 +5,7 @@ After ``import latentgym``, ``gymnasium.make("latentgym/TabletopReach-v0")`` wor
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import gymnasium
@@ -22,6 +23,16 @@ _CALVIN_OPTIONS = ("task", "action_mode", "renderer", "cameras", "depth", "horiz
 def default_image_size(env_id: str) -> int:
     """Side of the frames in pixels where none is asked for: 64, but for CALVIN the 200 of its published data."""
     return 200 if str(env_id) in CALVIN_IDS else 64
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Check that an environment's options leave the size of frames to the argument of its own.
+
+    Raises:
+        LatentGymError: if they do not.
+    """
+    if "image_size" in options:
+        raise LatentGymError("image_size is no option of an environment; give it as image_size beside the options")
 
 
 def make_env(

@@ -18,7 +18,7 @@ import gymnasium
 from latentgym.envs.behaviours import BEHAVIOURS, Behaviour, make_behaviour
 from latentgym.envs.contract import EnvContract, Expert, contract_of
 from latentgym.envs.episode_builder import EpisodeBuilder
-from latentgym.envs.make import default_image_size, make_env
+from latentgym.envs.make import check_options, default_image_size, make_env
 from latentgym.envs.provenance import make_provenance
 from latentgym.errors import LatentGymError, UnknownNameError
 from latentgym.seeding import derive_seed, numpy_generator
@@ -99,6 +99,7 @@ def record(
         (2, ('expert', 'expert'))
     """
     options = dict(env_options or {})
+    check_options(options)
     image_size = default_image_size(env_id) if image_size is None else image_size
     _check_arguments(episodes, policy, num_envs, random_fraction)
     call = (

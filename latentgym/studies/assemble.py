@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,6 @@ from latentgym.studies.config import ADAPTED_SUFFIX, TWIN_SUFFIX, StudyConfig
 from latentgym.studies.evidence import is_evidence, replicate_name
 from latentgym.studies.plan import EncoderUse, SuitePlan
 
-SUPERVISED_REFERENCE = "inverse_dynamics"
 # Every proxy that the link ranks: its name, and the row that holds it (metric, readout, input, k, subset).
 PROXIES: dict[str, tuple[str, str | None, str | None, int | None, str | None]] = {
     "action_r2": ("action_r2", "ridge", "pair", 1, "all"),
@@ -290,7 +289,9 @@ def claim_replicates(measured: Sequence[Measured]) -> dict[str, NDArray[np.float
     return found
 
 
-def link_points(measured: Sequence[Measured], config: StudyConfig, parameters: dict[str, int]) -> list[LinkPoint]:
+def link_points(
+    measured: Sequence[Measured], config: StudyConfig, parameters: dict[str, int], labelled: Collection[str]
+) -> list[LinkPoint]:
     """The points of the link: encoders that read pixels, whatever their family; floors of raw input stay out."""
     out_of_link = {"pixels", *config.references}
     points = []
@@ -308,7 +309,7 @@ def link_points(measured: Sequence[Measured], config: StudyConfig, parameters: d
         points.append(
             LinkPoint(
                 **identity,
-                reference=item.use.name == SUPERVISED_REFERENCE or ADAPTED_SUFFIX in item.use.name,
+                reference=item.use.name in labelled,
                 parameters=parameters.get(item.use.name, 0),
                 proxies=known,
                 proxy_replicates=replicates,

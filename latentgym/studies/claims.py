@@ -232,7 +232,7 @@ def _near_zero(places: Places) -> Iterator[Claim]:
 def _sharp(place: tuple[Evidence, Benchmark]) -> Iterator[tuple[str, str, Runs]]:
     """Families pretrained without action labels whose PSNR is high: benchmark, name, action R²."""
     evidence, benchmark = place
-    for name in _ranked(evidence.encoders):
+    for name in sorted(_ranked(evidence)):
         metrics = ("action_r2", "psnr_db", "psnr_mean_image_db")
         runs, psnr, floor = (evidence.runs(metric, name, benchmark) for metric in metrics)
         if runs is None or psnr is None or floor is None or not (_usable(runs) and _usable(psnr)):
@@ -268,16 +268,17 @@ def _context(places: Places) -> Iterator[Claim]:
     yield from rows[1:]
 
 
-def _ranked(names: set[str]) -> list[str]:
+def _ranked(evidence: Evidence) -> set[str]:
     """Encoders pretrained without action labels."""
-    return sorted(name for name in names - set(NOT_RANKED) if ADAPTED_SUFFIX not in name)
+    names = evidence.encoders - set(NOT_RANKED) - evidence.labelled
+    return {name for name in names if ADAPTED_SUFFIX not in name}
 
 
 def _transfer(places: Places) -> Iterator[Claim]:
     pairs: list[tuple[str, float, float]] = []
     fewest = 0
     for one, two in itertools.combinations(places, 2):
-        names = _ranked(one[0].encoders & two[0].encoders)
+        names = sorted(_ranked(one[0]) & _ranked(two[0]))
         scores = [(a, b) for name in names if (a := _group(one, (name,))) and (b := _group(two, (name,)))]
         if len(scores) < MIN_RANKED:
             continue

@@ -21,6 +21,7 @@ from pydantic import (
 
 from latentgym.corruptions import checked_corruption
 from latentgym.envs.behaviours import BEHAVIOURS
+from latentgym.envs.make import check_options
 from latentgym.errors import LatentGymError, UnknownNameError
 from latentgym.probes.inverse_dynamics import CONTROLS, DEFAULT_CONTROLS
 from latentgym.probes.robustness import STRESSES, parse_condition
@@ -29,6 +30,7 @@ ADAPTED_SUFFIX = "+id"
 CONTROL_SUFFIX = f"{ADAPTED_SUFFIX}-control"
 TWIN_SUFFIX = "-random"
 # Rows that look at no latent.
+BASELINE_POLICIES = ("expert", "random", "constant")
 NO_LATENT = ("constant", "previous_action", "pixel_pca")
 
 
@@ -107,6 +109,22 @@ class Suite(_Section):
         if policy not in BEHAVIOURS:
             raise UnknownNameError("behaviour policy", policy, BEHAVIOURS)
         return policy
+
+    @field_validator("env_options")
+    @classmethod
+    def _no_arguments(cls, options: dict[str, Any]) -> dict[str, Any]:
+        check_options(options)
+        return options
+
+    @field_validator("policies")
+    @classmethod
+    def _distinct_policies(cls, policies: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+        for env, paths in policies.items():
+            if twice := _twice((*BASELINE_POLICIES, *map(policy_name, paths))):
+                raise ValueError(
+                    f"each policy of {env} needs a name of its own, found twice: {twice}; rename its folder"
+                )
+        return policies
 
     @field_validator("rollouts")
     @classmethod
@@ -332,8 +350,7 @@ class StudyConfig(_Section):
     @field_validator("suites")
     @classmethod
     def _distinct_suites(cls, suites: tuple[Suite, ...]) -> tuple[Suite, ...]:
-        if twice := _twice(env for suite in suites for env in suite.envs):
-            raise ValueError(f"each environment may stand in one suite only, found twice: {twice}")
+        distinct_envs(suites)
         if twice := _twice(suite.name for suite in suites):
             raise ValueError(f"each suite needs a name of its own, found twice: {twice}")
         return suites
@@ -341,7 +358,9 @@ class StudyConfig(_Section):
     @model_validator(mode="after")
     def _distinct_encoders(self) -> StudyConfig:
         adapted = [f"{name}{suffix}" for name in self.adapt for suffix in (ADAPTED_SUFFIX, CONTROL_SUFFIX)]
-        if twice := _twice((*self.objectives, *adapted, *self.floors, *self.references, *self.weights, *NO_LATENT)):
+        twins = [f"{name}{TWIN_SUFFIX}" for name in self.weights]
+        given = (*self.objectives, *adapted, *self.floors, *self.references, *self.weights, *twins)
+        if twice := _twice((*given, *NO_LATENT)):
             raise ValueError(f"each encoder needs a name of its own, found twice: {twice}; rename those of weights")
         return self
 
@@ -354,6 +373,8 @@ class StudyConfig(_Section):
                 raise UnknownNameError("pretraining objective", name, OBJECTIVES)
         for condition in self.robustness.conditions:
             parse_condition(condition)
+        if twice := _twice(self.robustness.conditions):
+            raise ValueError(f"robustness.conditions: found twice: {twice}")
         for role, names, known in (
             ("objective to adapt", self.adapt, self.objectives),
             ("control", self.probe.controls, CONTROLS),
@@ -365,6 +386,21 @@ class StudyConfig(_Section):
                 if name not in known:
                     raise UnknownNameError(role, name, known)
         return self
+
+
+def policy_name(path: str | Path) -> str:
+    """What a given policy is called in results: its folder's name, or its file's without the suffix."""
+    return Path(path).name.removesuffix(".zip")
+
+
+def distinct_envs(suites: Iterable[Suite]) -> None:
+    """Check that no environment stands in two suites.
+
+    Raises:
+        ValueError: if one does.
+    """
+    if twice := _twice(env for suite in suites for env in suite.envs):
+        raise ValueError(f"each environment may stand in one suite only, found twice: {twice}")
 
 
 def _twice(names: Iterable[str]) -> str:

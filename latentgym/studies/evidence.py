@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,11 +107,17 @@ class Evidence:
         benchmarks: the study's suites.
         replicates: bootstrap replicates by `replicate_name`; where they are missing, draws around each row's value
             with the width of its interval stand in, unpaired, which makes intervals of differences wider.
+        labelled: encoders that action labels trained.
     """
 
     def __init__(
-        self, rows: Iterable[Row], benchmarks: Sequence[Benchmark], replicates: Mapping[str, Array] | None = None
+        self,
+        rows: Iterable[Row],
+        benchmarks: Sequence[Benchmark],
+        replicates: Mapping[str, Array] | None = None,
+        labelled: Collection[str] = (),
     ) -> None:
+        self.labelled = frozenset(labelled)
         self.benchmarks = tuple(benchmarks)
         self.replicates = replicates or {}
         self._rows: dict[tuple[str, str, str, str | None], dict[int, Row]] = {}
@@ -185,7 +191,8 @@ def read_evidence(folder: Path) -> Evidence:
     try:
         benchmarks = [benchmark_of(suite) for suite in run["config"]["suites"]]
         rows = results["rows"]
+        labelled = {item["name"] for item in run.get("encoders", ()) if item.get("trained_on_actions")}
     except (KeyError, TypeError) as error:
         raise CorruptDataError(f"{folder}: results.json or run.json is not a study's (missing {error})") from error
     path = folder / REPLICATES_NAME
-    return Evidence(rows, benchmarks, load_file(path) if path.is_file() else None)
+    return Evidence(rows, benchmarks, load_file(path) if path.is_file() else None, labelled)

@@ -10,11 +10,18 @@ from typing import Any
 from latentgym.artifacts import content_key, file_digest
 from latentgym.errors import LatentGymError
 from latentgym.rollouts.calvin_chains import CHAINS_ENV
-from latentgym.studies.config import ADAPTED_SUFFIX, CONTROL_SUFFIX, TWIN_SUFFIX, PolicySettings, StudyConfig, Suite
+from latentgym.studies.config import (
+    ADAPTED_SUFFIX,
+    BASELINE_POLICIES,
+    CONTROL_SUFFIX,
+    TWIN_SUFFIX,
+    PolicySettings,
+    StudyConfig,
+    Suite,
+    policy_name,
+)
 from latentgym.studies.engine import Cell
 from latentgym.trajectories import open_dataset
-
-BASELINE_POLICIES = ("expert", "random", "constant")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -255,13 +262,21 @@ def _floors_cell(config: StudyConfig, env: str, data: Cell) -> Cell:
     return Cell("floors", f"floors of {env}", params, {"data": data})
 
 
+def _frame_size(suite: Suite) -> int | None:
+    """Side of the frames that policies were trained on; ``None`` for the environment's own, where data state none."""
+    if not suite.data:
+        return suite.image_size
+    size = open_dataset(suite.data, **suite.data_options).settings.get("image_size")
+    return size if isinstance(size, int) else None
+
+
 def _rollout_cell(
     config: StudyConfig, suite: Suite, env: str, policy: str, label: str, inputs: Mapping[str, Cell]
 ) -> Cell:
     params = {
         "env": env,
         "env_options": dict(suite.env_options),
-        "image_size": None if suite.data else suite.image_size,
+        "image_size": _frame_size(suite),
         "policy": policy,
         "seed": config.seed,
         "rollouts": suite.rollouts,
@@ -287,7 +302,7 @@ def _chains_cell(config: StudyConfig, suite: Suite, policy: str, label: str, inp
     options = {name: value for name, value in suite.env_options.items() if name not in ("task", "horizon")}
     params = {
         "env_options": options,
-        "image_size": None if suite.data else suite.image_size,
+        "image_size": _frame_size(suite),
         "policy": policy,
         "seed": config.seed,
         "tasks": list(suite.tasks),
@@ -302,9 +317,10 @@ def _baselines(config: StudyConfig, suite: Suite, env: str, data: Cell) -> Itera
     for policy in BASELINE_POLICIES:
         yield policy, env, None, _rollout_cell(config, suite, env, policy, f"{policy} policy", {"data": data})
     for path in map(Path, suite.policies.get(env, ())):
-        given = _rollout_cell(config, suite, env, str(path), f"policy {path.stem}", {})
+        name = policy_name(path)
+        given = _rollout_cell(config, suite, env, str(path), f"policy {name}", {})
         params = {**given.params, "digest": _policy_digest(path)}
-        yield path.stem, env, None, dataclasses.replace(given, params=params)
+        yield name, env, None, dataclasses.replace(given, params=params)
     for seed in suite.policy_seeds if suite.convnet_baseline else ():
         params = {
             "env": env,

@@ -33,7 +33,15 @@ from latentgym.seeding import derive_seed
 from latentgym.studies.assemble import all_rows, claim_replicates, link_points, measure
 from latentgym.studies.cells import open_recorded
 from latentgym.studies.claims import evaluate
-from latentgym.studies.config import TWIN_SUFFIX, LoadedEncoder, StudyConfig, Suite, load_config, parse_config
+from latentgym.studies.config import (
+    TWIN_SUFFIX,
+    LoadedEncoder,
+    StudyConfig,
+    Suite,
+    distinct_envs,
+    load_config,
+    parse_config,
+)
 from latentgym.studies.engine import CellRecord, run_cells, study_lock
 from latentgym.studies.evidence import REPLICATES_NAME, Evidence, benchmark_of
 from latentgym.studies.media import encoder_facts, gather_media
@@ -146,6 +154,10 @@ def _preflight(config: StudyConfig) -> tuple[StudyConfig, dict[str, str]]:
             suites.append(suite)
     if not suites:
         raise LatentGymError("every suite of this study is optional and none can be had here")
+    try:
+        distinct_envs(suites)
+    except ValueError as error:
+        raise LatentGymError(f"{error}; data stand for the environment that they were recorded in") from error
     loaded = {name: _open_loaded(entry, config.weights_image_size) for name, entry in config.weights.items()}
     twins = {f"{name}{TWIN_SUFFIX}": random_twin(one) for name, one in loaded.items() if has_weights(one)}
     sized = {
@@ -203,12 +215,13 @@ def _write_results(
     points = []
     replicates: dict[str, NDArray[np.float64]] = {}
     encoders = encoder_facts(plans, root)
+    labelled = {item["name"] for item in encoders if item["trained_on_actions"]}
     parameters = {item["name"]: int(item["parameters"]) for item in encoders}
     for plan in plans:
         measured = measure(plan, root)
         rows += all_rows(plan, measured, root, config)
         rows += membership_rows(measured, plan.suite.name, config.seed)
-        points += link_points(measured, config, parameters)
+        points += link_points(measured, config, parameters, labelled)
         replicates |= claim_replicates(measured) if config.claims else {}
     seed = derive_seed(config.seed, "link")
     linked = link(points, seed=seed, replicates=config.link.replicates) if points else []
@@ -220,7 +233,7 @@ def _write_results(
     }
     if config.claims:
         benchmarks = [benchmark_of(suite.model_dump()) for suite in config.suites]
-        evidence = Evidence([row.to_dict() for row in rows], benchmarks, replicates)
+        evidence = Evidence([row.to_dict() for row in rows], benchmarks, replicates, labelled)
         results["claims"] = [claim.to_dict() for claim in evaluate(evidence)]
         atomic_write(root / REPLICATES_NAME, save(replicates))
     write_json(root / "results.json", results)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from latentgym.encoders import FeatureCache, View, check_encoder, load_encoder
+from latentgym.encoders import FeatureCache, View, check_encoder, find_encoders, load_encoder
 from latentgym.encoders.adaptation import adapt
 from latentgym.encoders.optimisation import STATE_NAME
 from latentgym.encoders.pretraining import pretrain
@@ -119,6 +119,7 @@ def test_adapted_folder_serves_everywhere_by_its_path(arm, kind, dataset, small,
     source = {"small": small, "dino": dino, "random": "random:3"}[kind]
     out = run(source, dataset, tmp_path / "out", arm=arm)
     encoder, base = load_encoder(out), load_encoder(source)
+    assert find_encoders(out.parent)[0] == {"out": str(out)}
     assert encoder.spec.trained_on_actions and encoder.spec.weights_digest != base.spec.weights_digest
     assert encoder.spec.name.startswith(base.spec.name + "+id") and encoder.spec.family == base.spec.family
     assert not torch.equal(tokens(out, dataset), tokens(source, dataset))

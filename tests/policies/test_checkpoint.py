@@ -99,6 +99,13 @@ def test_a_policy_reopens_an_encoder_that_is_fed_another_way_or_drawn_anew(
     assert split_feeding(again.encoder.spec.name)[1] == split_feeding(source)[1]
 
 
+def test_a_policy_on_the_twin_of_a_small_encoder_is_saved_with_its_weights(dataset: Dataset, tmp_path: Path) -> None:
+    twin = load_encoder("twin:random:3", device="cpu")
+    again = load_policy(train_policy(dataset, twin, steps=2, batch_size=8, hidden=(8,)).save(tmp_path / "policy"))
+    assert isinstance(again, CloningPolicy)
+    assert again.encoder.spec == twin.spec
+
+
 def test_existing_folders_are_kept(saved: Path) -> None:
     with pytest.raises(LatentGymError, match="exists already"):
         load_policy(saved).save(saved)

@@ -171,6 +171,13 @@ def test_false_claims_are_contradicted(letter: str, false_claims: list[Claim]) -
     assert verdict(false_claims, letter).verdict == CONTRADICTED
 
 
+def test_loaded_encoders_that_labels_trained_are_not_ranked(true_study: Evidence) -> None:
+    rows = [row for found in true_study._rows.values() for row in found.values()]
+    told = Evidence(rows, true_study.benchmarks, true_study.replicates, labelled={"next_latent"})
+    assert claims._ranked(true_study) - claims._ranked(told) == {"next_latent"}
+    assert "inverse_dynamics" not in claims._ranked(told)
+
+
 def test_reversed_rankings_contradict_transfer(spec: ActionSpec) -> None:
     shares = dict(zip(FAMILIES[:-1], np.linspace(0.05, 0.85, 7), strict=True))
     turned = dict(zip(FAMILIES[:-1], np.linspace(0.85, 0.05, 7), strict=True))

@@ -13,6 +13,8 @@ from pydantic import BaseModel
 from latentgym.errors import LatentGymError, UnknownNameError
 from latentgym.studies.config import StudyConfig, load_config, parse_config, shipped_studies
 
+REACH = "latentgym/TabletopReach-v0"
+
 
 def quickstart() -> dict[str, Any]:
     """The shipped quickstart as plain data, to be spoilt."""
@@ -100,6 +102,11 @@ def test_environment_in_two_suites() -> None:
         (("weights",), {"my": {"source": "b", "siez": 3}}, r"weights\.my\.siez: unknown key 'siez'; known: image_size"),
         (("weights",), {"state": "somewhere"}, "found twice: state; rename those of weights"),
         (("weights",), {"previous_action": "somewhere"}, "found twice: previous_action"),
+        (("weights",), {"vit": "a", "vit-random": "b"}, "found twice: vit-random"),
+        (("robustness",), {"conditions": ["snow:1", "snow:1"]}, "found twice: snow:1"),
+        (("suites", 0, "env_options"), {"image_size": 32}, "image_size is no option of an environment"),
+        (("suites", 0, "policies"), {REACH: ["a/final", "b/final"]}, "needs a name of its own, found twice: final"),
+        (("suites", 0, "policies"), {REACH: ["a/expert"]}, "found twice: expert"),
         (("suites", 0, "policy"), "exprt", "unknown behaviour policy 'exprt'; did you mean"),
         (("suites", 0, "pretraining_seeds"), [], r"suites\.0\.pretraining_seeds: .*at least 1"),
         (("suites", 0, "pretraining_seeds"), [0, 0], "may be listed once"),

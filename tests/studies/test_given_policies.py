@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 
 from latentgym.artifacts import read_json
+from latentgym.envs.recording import record
 from latentgym.errors import LatentGymError
 from latentgym.policies import load_policy, train_rl
 from latentgym.rollouts import evaluate, rollout_seeds
 from latentgym.studies.cells import Task, run_rollout
 from latentgym.studies.config import StudyConfig, parse_config
 from latentgym.studies.plan import plan_study
+from latentgym.studies.study import _preflight
 
 pytest.importorskip("stable_baselines3")
 
@@ -47,6 +49,31 @@ def test_a_given_policy_is_rolled_out_on_the_seeds_of_the_study(tmp_path: Path) 
         REACH, load_policy(policy), rollout_seeds(0, REACH, 2), env_options={"horizon": 4}, batch_size=25
     )
     assert found["records"] == expected.to_dict()["records"]
+
+
+def test_given_policies_go_by_their_whole_names(tmp_path: Path) -> None:
+    paths = [tmp_path / name for name in ("v1.0", "v1.1", "sb3.zip")]
+    for path in paths:
+        path.write_text("weights")
+    (plan,) = plan_study(config_with({REACH: list(map(str, paths))}), {})
+    assert {"v1.0", "v1.1", "sb3"} <= {name for name, _, _, _ in plan.baselines}
+
+
+def test_policies_are_rolled_out_on_frames_of_the_size_of_given_data(tmp_path: Path) -> None:
+    record(REACH, tmp_path / "data", episodes=2, image_size=32, policy="random", env_options={"horizon": 2})
+    (plan,) = plan_study(config_with({}, data=str(tmp_path / "data")), {})
+    assert {cell.params["image_size"] for _, _, _, cell in plan.baselines} == {32}
+
+
+def test_data_that_stand_for_an_environment_of_another_suite(tmp_path: Path) -> None:
+    record(REACH, tmp_path / "data", episodes=2, image_size=32, policy="random", env_options={"horizon": 2})
+    suites = [
+        {"name": "one", "envs": [REACH], "rollouts": 0},
+        {"name": "two", "envs": ["given"], "rollouts": 0, "data": str(tmp_path / "data")},
+    ]
+    config = parse_config({"name": "given", "objectives": ["pixel_autoencoder"], "suites": suites}, "given")
+    with pytest.raises(LatentGymError, match=f"one suite only, found twice: {REACH}; data stand for"):
+        _preflight(config)
 
 
 def test_another_policy_at_the_same_place_is_another_cell(tmp_path: Path) -> None:
