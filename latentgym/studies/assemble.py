@@ -16,12 +16,13 @@ from latentgym.probes.scores import Estimate, share
 from latentgym.results import Row
 from latentgym.rollouts.corruption import drop_rows, success_drops
 from latentgym.rollouts.link import LinkPoint
-from latentgym.statistics import mcnemar, newcombe_interval, success_interval, wilson_interval
+from latentgym.statistics import holm, mcnemar, newcombe_interval, success_interval, wilson_interval
 from latentgym.studies.cells import CHAINS_NAME
 from latentgym.studies.config import ADAPTED_SUFFIX, TWIN_SUFFIX, StudyConfig
 from latentgym.studies.evidence import is_evidence, replicate_name
 from latentgym.studies.plan import EncoderUse, SuitePlan
 
+_P_VALUE = "success_minus_random_p_value"
 # Every proxy that the link ranks: its name, and the row that holds it (metric, readout, input, k, subset).
 PROXIES: dict[str, tuple[str, str | None, str | None, int | None, str | None]] = {
     "action_r2": ("action_r2", "ridge", "pair", 1, "all"),
@@ -159,11 +160,24 @@ def all_rows(plan: SuitePlan, measured: Sequence[Measured], root: Path, config: 
         rows += [row for row in item.rows if row.readout != "decoder" or (first and item.use.checkpoint is None)]
         rows += list(_success_rows(item, config.seed))
         rows += _corrupted_rows(item)
-    for item in measured:
-        rows += list(_comparisons(item, measured))
+    rows += _adjusted([row for item in measured for row in _comparisons(item, measured)])
     rows += list(_baseline_rows(plan, root))
     rows += list(_chain_rows(plan, measured, root))
     return rows
+
+
+def _adjusted(rows: Sequence[Row]) -> list[Row]:
+    """The rows, their p-values adjusted by Holm over every comparison on the same task."""
+    families: dict[str, list[int]] = {}
+    for place, row in enumerate(rows):
+        if row.metric == _P_VALUE:
+            families.setdefault(row.env, []).append(place)
+    found = list(rows)
+    for places in families.values():
+        values = holm([rows[place].value or 0.0 for place in places]).tolist()
+        for place, value in zip(places, values, strict=True):
+            found[place] = dataclasses.replace(rows[place], value=value)
+    return found
 
 
 def _success_rows(item: Measured, seed: int) -> Iterator[Row]:
@@ -233,7 +247,7 @@ def _paired_success(item: Measured, twin: Measured) -> Iterator[Row]:
         columns = {**item.identity, "readout": "policy", "policy_seed": policy_seed, "n": ours.size}
         difference = float(ours.mean() - floor.mean())
         yield Row(**columns, metric="success_minus_random", value=difference, low=low, high=high)
-        yield Row(**columns, metric="success_minus_random_p_value", value=mcnemar(ours, floor))
+        yield Row(**columns, metric=_P_VALUE, value=mcnemar(ours, floor))
 
 
 def _episodes(item: Measured) -> int | None:

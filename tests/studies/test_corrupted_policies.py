@@ -10,6 +10,7 @@ import pytest
 
 from latentgym.artifacts import read_json, write_json
 from latentgym.errors import LatentGymError, UnknownNameError
+from latentgym.statistics import mcnemar
 from latentgym.studies.assemble import Measured, all_rows
 from latentgym.studies.config import StudyConfig, load_config, parse_config
 from latentgym.studies.plan import EncoderUse, SuitePlan, plan_study
@@ -72,6 +73,18 @@ def test_rows_hold_rates_drops_and_p_values() -> None:
     # Success under corruption is never taken for success.
     headline = select([row.to_dict() for row in rows], "success_rate", env=REACH)
     assert {(row["policy_seed"], row["condition"]) for row in headline} == {(0, None), (1, None), (None, None)}
+
+
+def test_p_values_of_a_task_are_adjusted_together() -> None:
+    floor, sure, unsure = np.zeros(20, bool), np.arange(20) < 12, np.arange(20) < 5
+    items = [
+        Measured(EncoderUse(name), REACH, [], {}, {0: outcome})
+        for name, outcome in (("random", floor), ("diffusion", sure), ("next_latent", unsure))
+    ]
+    config = config_with([])
+    rows = all_rows(SuitePlan(config.suites[0]), items, Path(), config)
+    found = {row.encoder: row.value for row in rows if row.metric == "success_minus_random_p_value"}
+    assert found == {"diffusion": 2 * mcnemar(sure, floor), "next_latent": mcnemar(unsure, floor)}
 
 
 def test_the_report_shows_drops_over_tasks_and_task_by_task(tmp_path: Path) -> None:
