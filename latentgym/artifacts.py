@@ -18,6 +18,16 @@ import numpy as np
 
 from latentgym.errors import CorruptDataError, LatentGymError
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+_FOLDER_NEEDED = "a file is where a folder is needed"
+# What the system's own words for a path in the way would leave unclear.
+_IN_THE_WAY = {
+    errno.EEXIST: _FOLDER_NEEDED,
+    errno.ENOTDIR: _FOLDER_NEEDED,
+    errno.EISDIR: "a folder is where the file is to go",
+}
+
 
 def _plain(value: Any) -> Any:
     """``value`` as JSON types; dataclasses become mappings, NumPy scalars become Python's."""
@@ -52,22 +62,54 @@ def file_digest(path: Path) -> str:
 
 @contextlib.contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn a full or read-only disk into one clear error that names ``path``.
+    """Turn a full or read-only disk, or a path that cannot be written, into one clear error that names ``path``.
 
     Raises:
-        LatentGymError: on ENOSPC, EDQUOT, EROFS, EACCES or EPERM.
+        LatentGymError: on a full, read-only or failing disk, missing rights, or any error at ``path`` itself, the
+            folders that hold it or its temporary file. Errors at other files pass.
     """
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in _FULL:
             raise LatentGymError(
                 f"the disk is full: could not write {path} ({error.strerror}); free some space and run the same "
                 "command again, finished work is kept"
             ) from error
-        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        if error.errno in _REFUSED:
             raise LatentGymError(f"cannot write {path}: {error.strerror}; choose a folder you may write") from error
+        if _is_at(error, path):
+            reason = _IN_THE_WAY.get(error.errno or 0, error.strerror)
+            raise LatentGymError(f"cannot write {path}: {reason}; choose another path") from error
         raise
+
+
+def _is_at(error: OSError, path: Path) -> bool:
+    """Whether an error names ``path``, a folder that holds it, or its temporary file."""
+    target = Path(os.path.abspath(path))
+    places = [Path(os.path.abspath(name)) for name in (error.filename, error.filename2) if isinstance(name, str)]
+    scratch = f".{target.name}-"
+    return any(
+        place in (target, *target.parents) or (place.parent == target.parent and place.name.startswith(scratch))
+        for place in places
+    )
+
+
+def check_output(path: Path, *, folder: bool = True) -> None:
+    """Refuse a path that nothing can be written to, before the work that would be lost.
+
+    Args:
+        path: folder or file that will be written.
+        folder: whether it is a folder.
+
+    Raises:
+        LatentGymError: if a file is where a folder is needed, or a folder where the file is to go.
+    """
+    if not folder and os.path.isdir(path):
+        raise LatentGymError(f"cannot write {path}: {_IN_THE_WAY[errno.EISDIR]}; choose another path")
+    for place in (path, *path.parents) if folder else path.parents:
+        if os.path.exists(place) and not os.path.isdir(place):
+            raise LatentGymError(f"cannot write {path}: {place} is a file and no folder; choose another path")
 
 
 @contextlib.contextmanager

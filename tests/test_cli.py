@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import json
 import os
 import signal
@@ -13,7 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from latentgym import record
 from latentgym.cli import _run, app
+from latentgym.trajectories import create_store, open_dataset
 
 COMMAND = [sys.executable, "-c", "from latentgym.cli import main; main()"]
 
@@ -35,7 +38,17 @@ def run(
         (["record", "latentgym/TabletopReach-v0", "-o", "{tmp}", "--policy", "exprt"], "expert"),
         (["record", "latentgym/TabletopReach-v0", "-o", "{tmp}", "--option", "distractor"], "key=value"),
         (["record", "latentgym/TabletopReach-v0", "-o", "{tmp}", "--option", "distracter=static"], "distracter"),
+        (["record", "latentgym/TabletopReach-v0", "-o", "{tmp}/file"], "cannot write"),
         (["probe", "{tmp}/nothing", "--encoder", "pixels"], "nothing"),
+        (["probe", "{tmp}/nothing", "--encoder", "pixels", "--cache", "{tmp}/file"], "/file is a file"),
+        (["pretrain", "pixel_autoencoder", "{tmp}/nothing", "-o", "{tmp}/file"], "/file is a file"),
+        (["adapt", "random", "{tmp}/nothing", "-o", "{tmp}/file/sub"], "/file is a file"),
+        (["encode", "{tmp}/nothing", "--encoder", "pixels", "-o", "{tmp}/file"], "/file is a file"),
+        (["study", "quickstart", "-o", "{tmp}/file"], "/file is a file"),
+        (["study", "quickstart", "-o", "{tmp}/file/sub"], "/file is a file"),
+        (["link", "{tmp}/nothing", "-o", "{tmp}"], "a folder is where the file is to go"),
+        (["layers", "{tmp}/nothing", "--encoder", "pixels", "--plot", "{tmp}"], "a folder is where the file is to go"),
+        (["train", "{tmp}/nothing", "--encoder", "state", "-o", "{tmp}"], "exists already"),
         (["study", "quickstrat", "-o", "{tmp}"], "did you mean 'quickstart'"),
         (["rollout", "latentgym/TabletopReach-v0", "--policy", "{tmp}/nothing"], "nothing"),
         (
@@ -54,6 +67,7 @@ def run(
         (["compare", "latentgym/TabletopReach-v0", "expert", "{tmp}/nothing"], "no policy"),
         (["claims", "{tmp}/nothing"], "nothing"),
         (["power", "--effect", "0"], "effect other than 0"),
+        (["power", "--effect", "1e-9", "--paired"], "more than 10,000,000 episodes"),
         (["data", "check", "{tmp}/nothing"], "nothing"),
         (["report", "{tmp}/nothing"], "nothing"),
         (["nonsense"], "nonsense"),
@@ -66,6 +80,7 @@ def test_bad_input_is_one_clear_message(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    (tmp_path / "file").touch()
     status, _, err = run(capsys, monkeypatch, *(item.format(tmp=tmp_path) for item in arguments))
     assert status == 2
     assert expected in err
@@ -136,6 +151,86 @@ def test_record_probe_train_rollout(
     assert json.loads(again)["timing"]["workers"] == 2
     status, again, _ = run(capsys, monkeypatch, *arguments, "--per-step", "--software", "refuse")
     assert len(json.loads(again)["records"][0]["trace"]["reward"]) == json.loads(out)["records"][0]["steps"]
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten short episodes."""
+    folder = tmp_path_factory.mktemp("recorded") / "data"
+    record("latentgym/TabletopReach-v0", folder, episodes=10, random_fraction=0.5, env_options={"horizon": 12})
+    return folder
+
+
+PROBE = ("--encoder", "pixels", "--readout", "ridge", "--horizon", 1, "--json")
+
+
+@pytest.mark.parametrize("inputs", [["window"], ["window", "pair"], ["single"]])
+def test_each_input_is_probed_with_the_floors_that_take_it(
+    inputs: list[str], recorded: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = [item for kind in inputs for item in ("--input", kind)]
+    status, out, err = run(capsys, monkeypatch, "probe", recorded, *PROBE, *options)
+    assert status == 0, err
+    rows = [row for row in json.loads(out) if row["metric"] == "action_r2"]
+    found = {name: {row["input"] for row in rows if row["encoder"] == name} for name in ("pixels", "random", "state")}
+    assert found["pixels"] == found["state"] == {*inputs}
+    assert found["random"] == {*inputs} - {"window"}
+    assert ("leaving out random on input window" in err) == ("window" in inputs)
+
+
+@pytest.mark.parametrize("missing", ["proprio", "state"])
+def test_floors_without_columns_are_left_out(
+    missing: str, recorded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, folder = open_dataset(recorded), tmp_path / "data"
+    store = create_store(
+        folder, env_id=source.env_id, action_spec=source.action_spec, cameras=source.cameras, settings=source.settings,
+        control_hz=source.control_hz, horizon=source.horizon, provenance=source.provenance, episodes=len(source),
+    )  # fmt: skip
+    for index in range(len(source)):
+        episode = source.episode(index)
+        store.write(index, dataclasses.replace(episode, **{missing: getattr(episode, missing)[:, :0]}))
+    status, out, err = run(capsys, monkeypatch, "probe", folder, *PROBE, "--no-description-length")
+    assert status == 0, err
+    assert f"leaving out {missing}: the data have no columns of it" in err
+    names = {row["encoder"] for row in json.loads(out)}
+    assert {"pixels", "random", "proprio", "state"} - names == {missing}
+    arguments = ("probe", folder, "--encoder", missing, "--readout", "ridge", "--no-description-length")
+    status, _, err = run(capsys, monkeypatch, *arguments)
+    assert status == 2 and "at least 1 feature, found 0" in err
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "verbs"),
+    [
+        ("results.json", b'{"rows": [1]}', ("report", "claims")),
+        ("results.json", b'{"rows": [{}]}', ("report", "claims")),
+        (
+            "results.json",
+            b'{"rows": [{"env": "a", "encoder": "b", "metric": "c", "value": "x"}]}',
+            ("report", "claims"),
+        ),
+        ("run.json", b"[]", ("report", "claims")),
+        ("run.json", b'{"config": {"suites": [{"envs": []}]}}', ("claims",)),
+        ("claim_replicates.safetensors", b"\x10\0\0", ("claims",)),
+    ],
+)
+def test_damaged_results_are_named(
+    name: str,
+    content: bytes,
+    verbs: tuple[str, ...],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "results.json").write_text('{"rows": []}')
+    (tmp_path / "run.json").write_text('{"config": {"suites": []}}')
+    for verb in verbs:
+        assert run(capsys, monkeypatch, verb, tmp_path)[0] == 0
+    (tmp_path / name).write_bytes(content)
+    for verb in verbs:
+        status, _, err = run(capsys, monkeypatch, verb, tmp_path)
+        assert status == 2 and str(tmp_path / name) in err
 
 
 def test_learn_from_rewards(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from latentgym.artifacts import check_output
 from latentgym.errors import LatentGymError
 
 if TYPE_CHECKING:
@@ -65,7 +66,17 @@ def open_cache(folder: Path | None) -> FeatureCache | None:
     """The feature cache in ``folder``, where one is named."""
     from latentgym.encoders import FeatureCache
 
-    return FeatureCache(folder) if folder else None
+    if folder is None:
+        return None
+    check_output(folder)
+    return FeatureCache(folder)
+
+
+def check_new_policy(folder: Path) -> None:
+    """Refuse a folder that a policy cannot be saved to, before it is trained."""
+    if folder.exists():
+        raise LatentGymError(f"{folder} exists already; choose another folder for the policy, or remove it first")
+    check_output(folder)
 
 
 def use_assets(folder: Path | None) -> None:

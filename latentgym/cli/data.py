@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from latentgym.artifacts import check_output
 from latentgym.cli.app import app, data_app
 from latentgym.cli.arguments import Assets, Data, DataOption, Out, Seed, parse_options, use_assets
 from latentgym.errors import LatentGymError
@@ -31,6 +32,7 @@ def record(
 ) -> None:
     """Record trajectories; an interrupted recording continues where it stopped."""
     use_assets(assets)
+    check_output(out)
     from latentgym.envs.recording import record as record_episodes
     from latentgym.policies import LearnedExpert
     from latentgym.progress import track_counts
@@ -80,6 +82,7 @@ def data_convert(
     from latentgym.progress import track_counts
     from latentgym.trajectories.formats.calvin_conversion import convert
 
+    check_output(out)
     with track_counts("converting", None) as progress:
         count = convert(source, out, to, segment_steps=segment_steps, progress=progress)
     print(f"{count} episodes in {out}")

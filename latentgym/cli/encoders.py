@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from latentgym.artifacts import check_output
 from latentgym.cli.app import app, check_app
 from latentgym.cli.arguments import (
     Data,
@@ -60,6 +61,7 @@ def pretrain(
     from latentgym.progress import track_counts
     from latentgym.trajectories import split_episodes
 
+    check_output(out)
     datasets = [open_data(path, data_option) for path in data]
     pairs = [(dataset, split_episodes(dataset, seed=split_seed).train) for dataset in datasets]
     with track_counts(f"pretraining {objective}", steps) as progress:
@@ -92,6 +94,7 @@ def adapt(
     from latentgym.progress import track_counts
     from latentgym.trajectories import split_episodes
 
+    check_output(out)
     dataset = open_data(data, data_option)
     split = split_episodes(dataset, seed=split_seed)
     with track_counts(f"adapting {encoder}", steps) as progress:
@@ -115,6 +118,7 @@ def encode(
     from latentgym.encoders import FeatureCache, View, load_encoder
     from latentgym.progress import track_counts
 
+    check_output(out)
     dataset = open_data(data, data_option)
     with track_counts("encoding", len(dataset)) as progress:
         features = FeatureCache(out).get(dataset, load_encoder(encoder), View.parse(view), progress=progress)

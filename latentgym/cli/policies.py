@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from latentgym.artifacts import check_output
 from latentgym.cli.app import app
 from latentgym.cli.arguments import (
     Assets,
@@ -18,6 +19,7 @@ from latentgym.cli.arguments import (
     Seed,
     SplitSeed,
     Workers,
+    check_new_policy,
     open_data,
     parse_options,
     use_assets,
@@ -52,6 +54,7 @@ def train(
     from latentgym.policies import train_policy
     from latentgym.trajectories import split_episodes
 
+    check_new_policy(out)
     dataset = open_data(data, data_option)
     policy = train_policy(
         dataset, load_encoder(encoder), head=head, condition=condition, instruction_encoder=instruction_encoder,
@@ -86,8 +89,7 @@ def train_rl(
     from latentgym.progress import track_counts
     from latentgym.rollouts import evaluate, rollout_seeds
 
-    if out.exists():
-        raise LatentGymError(f"{out} exists already; choose another folder for the policy, or remove it first")
+    check_new_policy(out)
     seeds = rollout_seeds(seed, env, episodes)
 
     def measure(_: int, policy: Any) -> dict[str, Any]:
@@ -134,6 +136,8 @@ def rollout(
 ) -> None:
     """Roll a policy out on a fixed list of seeds and count successes."""
     use_assets(assets)
+    if video is not None:
+        check_output(video)
     from latentgym.progress import track_counts
     from latentgym.rollouts import evaluate, evaluate_corrupted, resolve_policy, rollout_seeds
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from latentgym.artifacts import check_output
 from latentgym.cli.app import app
 from latentgym.cli.arguments import (
     Cache,
@@ -57,19 +60,19 @@ def probe(
     from latentgym.probes.report import share_of_ceiling
     from latentgym.trajectories import split_episodes
 
+    features = open_cache(cache)
     dataset = open_data(data, data_option)
     settings: dict[str, Any] = {"split": split_episodes(dataset, seed=split_seed), "horizons": tuple(horizon)}
-    features = open_cache(cache)
     rows = list(probe_floors(dataset, **settings))
-    floors = [name for name in ("random", "pixels", "proprio", "state") if name not in encoder]
     results: dict[str, ProbeResult] = {}
-    for source in [*encoder, *floors]:
+    sources = [(name, input) for name in encoder]
+    for source, kinds in (*sources, *_floors(dataset, encoder, input)):
         results[source] = run_probe(
             dataset,
             source,
             **settings,
             readouts=tuple(readout),
-            inputs=cast(Any, tuple(input)),
+            inputs=cast(Any, tuple(kinds)),
             targets=tuple(target),
             description_length=description_length,
             seed=seed,
@@ -79,13 +82,32 @@ def probe(
     shares = [
         share_of_ceiling(result, results["state"], k)
         for source, result in results.items()
-        if source != "state"
+        if source != "state" and "state" in results
         for k in horizon
     ]
     rows += [share for share in shares if share is not None]
     if fidelity:
         rows += _fidelity_rows(dataset, settings["split"], list(results), seed)
     print_rows(str(data), rows, as_json)
+
+
+def _floors(dataset: Dataset, chosen: Sequence[str], inputs: list[str]) -> Iterator[tuple[str, list[str]]]:
+    """Floors and references to set beside the encoders chosen, each with the inputs that it can be probed on."""
+    from latentgym.encoders import load_encoder
+
+    first = dataset.episode(0, cameras=())
+    columns = {"proprio": first.proprio.shape[1], "state": first.state.shape[1]}
+    for name in ("random", "pixels", "proprio", "state"):
+        if name in chosen:
+            continue
+        if columns.get(name) == 0:
+            print(f"leaving out {name}: the data have no columns of it", file=sys.stderr)
+        elif "window" in inputs and load_encoder(name).spec.temporal:
+            print(f"leaving out {name} on input window: it reads clips itself", file=sys.stderr)
+            if kinds := [kind for kind in inputs if kind != "window"]:
+                yield name, kinds
+        else:
+            yield name, inputs
 
 
 def _fidelity_rows(dataset: Dataset, split: Split, sources: list[str], seed: int) -> list[Row]:
@@ -118,6 +140,8 @@ def layers(
     from latentgym.probes import probe_layers, write_depth_profile
     from latentgym.trajectories import split_episodes
 
+    if plot is not None:
+        check_output(plot, folder=False)
     dataset, rows = open_data(data, data_option), []
     split, features = split_episodes(dataset, seed=split_seed), open_cache(cache)
     for source in encoder:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from latentgym.artifacts import check_output
 from latentgym.cli.app import app
 from latentgym.cli.arguments import Json, Out, Seed
 from latentgym.cli.printing import print_json, print_table
@@ -25,6 +26,7 @@ def study(
     weights: Annotated[Path | None, typer.Option(help="Folder of pretrained encoders, one folder each.")] = None,
 ) -> None:
     """Run a whole study, or continue one that was stopped, and write its report."""
+    check_output(out)
     from latentgym.encoders import find_encoders
     from latentgym.studies.study import run_study
 
@@ -71,6 +73,8 @@ def link(
     """Ask how well each proxy predicts task success, over one or more studies; write a page to look into it."""
     from latentgym.studies.link_page import link_folders, write_link_page
 
+    if out is not None:
+        check_output(out, folder=False)
     found = link_folders(*results, seed=seed)
     page = None if as_json and out is None else write_link_page(found, out or Path("link.html"))
     if as_json:

@@ -308,6 +308,7 @@ def cholesky_solve(matrix: Tensor, rhs: Tensor, penalty: float) -> Tensor:
     shifted.diagonal().add_(penalty)
     if not cholesky_(shifted):
         raise LatentGymError(
-            f"ridge: the features are collinear and λ = {penalty:g} is too small to solve for; use larger lambdas"
+            f"ridge: the features are collinear and λ = {penalty:g} is too small to solve for; "
+            "leave out features that repeat others (in Python, larger lambdas= do too)"
         )
     return substitute(shifted, rhs)

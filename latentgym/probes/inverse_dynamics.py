@@ -32,6 +32,9 @@ EVERY_READOUT = "control_task_every_readout"
 CONTROLS = ("shuffled_actions", "shuffled_endpoints", "time_shifted_actions", "control_task", EVERY_READOUT)
 DEFAULT_CONTROLS = CONTROLS[:-1]
 TARGETS = ("mean", "first", "chunk")
+# Rows of ridge on the default pooling that ridge on mean-pooled tokens has none of, and those that it may have.
+_RIDGE_ALONE = ("action_r2_shuffled_actions", "action_r2_shuffled_endpoints", "action_r2_time_shifted", "state_r2")
+_CONTROL_TASK = ("action_r2_control_task", "selectivity")
 INPUTS: tuple[Input, ...] = ("pair", "difference", "single", "window")
 
 
@@ -74,9 +77,10 @@ def probe(
         split: episodes of each part; :func:`latentgym.trajectories.split_episodes` with ``seed`` by default.
         horizons: horizons k in steps.
         inputs: of ``"pair"``, ``"difference"``, ``"single"``, ``"window"``; trained readouts read the pair only.
-        readouts: of ``"ridge"`` (default pooling), ``"ridge_mean"`` (mean-pooled tokens, left out where that is the
-            default pooling), ``"mlp"``, and on all patch tokens ``"attentive"`` and ``"transformer"``, which are fitted
-            on as many training windows as have tokens that fit into 1 GiB.
+        readouts: of ``"ridge"`` (default pooling), ``"ridge_mean"`` (mean-pooled tokens; where that is the default
+            pooling, the scores of ``"ridge"`` under this name as well), ``"mlp"``, and on all patch tokens
+            ``"attentive"`` and ``"transformer"``, which are fitted on as many training windows as have tokens that fit
+            into 1 GiB.
         targets: of ``"mean"`` (always scored), ``"first"`` (ridge) and ``"chunk"``.
         mlp_horizons: those of ``horizons`` at which the trained readouts (MLP, attentive, transformer) are trained.
         controls: of ``"shuffled_actions"``, ``"shuffled_endpoints"``, ``"time_shifted_actions"``, ``"control_task"``,
@@ -191,9 +195,12 @@ def _probe_horizon(
     pooling = settings.encoder.spec.pooling
     if "ridge" in readouts:
         probe_ridge(settings, scorer, k, "ridge", pooling, settings.controls if controlled else (), state=controlled)
-    if "ridge_mean" in readouts and pooling != "mean":
-        controls = tuple({"control_task"} & {*settings.controls}) if controlled else ()
-        probe_ridge(settings, scorer, k, "ridge_mean", "mean", controls if EVERY_READOUT in settings.controls else ())
+    controls = ("control_task",) if controlled and {"control_task", EVERY_READOUT} <= {*settings.controls} else ()
+    if {"ridge", "ridge_mean"} <= {*readouts} and pooling == "mean":
+        # The same features give the same readout: no second fit.
+        scorer.repeat("ridge", "ridge_mean", k, without=_RIDGE_ALONE if controls else (*_RIDGE_ALONE, *_CONTROL_TASK))
+    elif "ridge_mean" in readouts:
+        probe_ridge(settings, scorer, k, "ridge_mean", "mean", controls)
     for readout in TRAINED:
         if readout in readouts and mlp and "pair" in settings.inputs:
             control = controlled and EVERY_READOUT in settings.controls

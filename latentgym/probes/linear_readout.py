@@ -135,7 +135,8 @@ def probe_online(settings: ProbeSettings, scorer: Scorer, k: int) -> None:
 
     Each prefix of the training episodes codes the episodes up to the next one and predicts the test windows.
     """
-    train, test, features = settings.windows("train", k), settings.windows("test", k), settings.features(k, "mean")
+    train, test = settings.windows("train", k), settings.windows("test", k)
+    features = settings.features(k, "mean", clips=True)
     prefixes = growing_prefixes(np.unique(train.episode), settings.folds, settings.seed)
     saved, counts = [], []
     for index, (fraction, prefix) in enumerate(prefixes):

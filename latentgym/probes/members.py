@@ -145,6 +145,8 @@ class MemberProbe(abc.ABC):
         """
         x, y = self._rows(X, "X"), as_matrix(Y, "Y")
         self._vector = np.ndim(Y) == 1
+        if not x.shape[-1]:
+            raise LatentGymError("X: expected at least 1 feature, found 0; choose latents or data that have some")
         if len(x) != len(y) or not len(x):
             raise LatentGymError(f"X and Y disagree or are empty: {len(x)} and {len(y)} rows")
         if validation is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -177,6 +178,15 @@ class Scorer:
             count = len(np.unique(test.episode if subset == "all" else test.episode[test.random]))
             where = {"readout": readout, "input": input, "k": test.k, "subset": subset, "n": count}
             self.row("selectivity", difference, "macro", where)
+
+    def repeat(self, readout: str, name: str, k: int, without: Collection[str] = ()) -> None:
+        """Add the rows of ``readout`` at horizon k, with their replicates, under ``name`` too, but for some metrics."""
+        chosen = [row for row in self.result.rows if (row.readout, row.k) == (readout, k) and row.metric not in without]
+        for row in chosen:
+            self.result.rows.append(dataclasses.replace(row, readout=name))
+            if row.dimension == "macro":
+                ours, theirs = (f"{row.metric}|{one}|{row.input}|{k}|{row.subset}" for one in (readout, name))
+                self.result.replicates[theirs] = self.result.replicates[ours]
 
     def aliases(self, found: dict[str, dict[str, Scores]], readout: str, k: int) -> None:
         """Rows under their own metric names: random-action and single-frame R², and pair minus single.

@@ -39,7 +39,7 @@ def grouped_folds(groups: NDArray[Any], folds: int) -> dict[Any, int]:
     if len(labels) < folds:
         raise LatentGymError(
             f"cross-validation needs at least {folds} groups (episodes), one per fold, and found {len(labels)}; "
-            "record more episodes or pass a smaller folds="
+            "record more episodes (in Python, a smaller folds= does too)"
         )
     load, names = np.zeros(folds), labels.tolist()
     fold_of: dict[Any, int] = {}
@@ -160,6 +160,8 @@ class RidgeProbe:
         check_lengths(x, y, labels)
         if not len(x):
             return self
+        if not x.shape[1]:
+            raise LatentGymError("X: expected at least 1 feature, found 0; choose latents or data that have some")
         self._vector = np.ndim(Y) == 1
         device = find_device(self.device)
         x, y = x.to(device), y.to(device)

@@ -102,7 +102,10 @@ def robustness(
 
         encoder = load_encoder(encoder, device=device)
     if conditions and encoder.spec.modality != "pixels":
-        raise LatentGymError(f"encoder {encoder.spec.name!r} reads no pixels to corrupt; pass conditions=()")
+        raise LatentGymError(
+            f"encoder {encoder.spec.name!r} reads no pixels to corrupt; choose one that does "
+            "(in Python, conditions=() leaves the temporal stress alone)"
+        )
     split = split or split_episodes(dataset, seed=seed)
     warn_of_seen_labels(dataset, encoder, split)
     actions = read_actions(dataset, (*split.train, *split.validation, *split.test))

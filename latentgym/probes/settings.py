@@ -52,14 +52,14 @@ class ProbeSettings:
         """The windows of horizon k of one part of the split."""
         return cut_windows(self.actions, getattr(self.split, part), k)
 
-    def features(self, k: int, pooling: str | None) -> WindowFeatures:
-        """Feature rows of horizon k."""
+    def features(self, k: int, pooling: str | None, *, clips: bool = False) -> WindowFeatures:
+        """Feature rows of horizon k, with those of clips where an input or ``clips`` asks for them."""
         from latentgym.encoders.features import View
 
         def get(view: View) -> Features:
             return self.cache.get(self.dataset, self.encoder, view, pooling=pooling)
 
-        needs_clip = {"pair", "difference"} & {*self.inputs}
+        needs_clip = clips or {"pair", "difference"} & {*self.inputs}
         return WindowFeatures(get(View("single")), get(View("clip", k)) if needs_clip else None)
 
     def fit_ridge(

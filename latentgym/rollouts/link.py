@@ -29,7 +29,7 @@ from latentgym.rollouts.link_estimates import (
     pool,
     reliability,
 )
-from latentgym.rollouts.link_points import LinkPoint, places_of, read_points, write_points
+from latentgym.rollouts.link_points import LinkPoint, places_of, points_file, read_points, write_points
 from latentgym.rollouts.link_ranking import ProxyRank, rank_proxies
 from latentgym.rollouts.link_samples import draw_samples
 from latentgym.statistics import percentile_interval, spearman
@@ -104,7 +104,7 @@ def link(points: Sequence[LinkPoint], *, seed: int = 0, replicates: int = 2000) 
         Rows by scope, proxy and statistic; per place, then averaged over places where there are several.
 
     Raises:
-        LatentGymError: if a point occurs twice, or ``replicates`` is not positive.
+        LatentGymError: if there is no point, a point occurs twice, or ``replicates`` is not positive.
 
     Example:
         >>> outcomes = [[1] * n + [0] * (20 - n) for n in (2, 6, 10, 14, 18)]
@@ -123,6 +123,8 @@ def analyse_link(points: Sequence[LinkPoint], *, seed: int = 0, replicates: int 
     """:func:`link`, with the proxies ranked; arguments and errors are the same."""
     if replicates < 1:
         raise LatentGymError(f"link: replicates must be at least 1, found {replicates}")
+    if not points:
+        raise LatentGymError("link: expected points to compare, found none; name a study that rolled out policies")
     keys = Counter((point.study, point.env, point.encoder, point.seed, point.checkpoint) for point in points)
     twice = sorted(str(key) for key, count in keys.items() if count > 1)
     if twice:
@@ -150,40 +152,76 @@ def link_studies(*paths: str | Path, seed: int = 0, replicates: int = 2000) -> L
         replicates: number of bootstrap replicates and permutations.
 
     Raises:
-        LatentGymError: if a study is given twice.
+        LatentGymError: if a study is given twice, or none holds a point.
         CorruptDataError: if a file is missing or damaged.
     """
     return analyse_link(read_studies(paths), seed=seed, replicates=replicates)
 
 
 def read_studies(paths: Sequence[str | Path]) -> list[LinkPoint]:
-    """The points of several studies, each under its study's name; of one study as they are.
+    """The points of several studies, each under its study's name; of one file as they are.
+
+    Points that name a study already, as those of a file that holds several, keep it behind their file's name.
 
     Raises:
-        LatentGymError: if a study is given twice: its copy would count as further evidence.
+        LatentGymError: if no path holds a point; if a study is given twice: its copy would count as further evidence;
+            or if two studies come under one name.
         CorruptDataError: if a file is missing or damaged.
     """
-    found = [read_points(path) for path in paths]
-    for index, points in enumerate(found):
-        for other in range(index):
-            if points and points == found[other]:
-                raise LatentGymError(f"link: {paths[other]} and {paths[index]} hold the same results; name each once")
+    found = [_by_study(read_points(path)) for path in paths]
+    if not any(found):
+        raise LatentGymError(
+            f"link: expected points to compare, found none in {', '.join(map(str, paths)) or 'no path at all'}; name a "
+            f"study that rolled out policies"
+        )
+    _refuse_copies(paths, found)
     if len(found) == 1:
-        return found[0]
-    named = zip(study_names(paths), found, strict=True)
+        return [point for points in found[0].values() for point in points]
+    named = [
+        (f"{name}/{study}" if study else name, points)
+        for name, studies in zip(study_names(paths), found, strict=True)
+        for study, points in studies.items()
+    ]
+    twice = [name for name, count in Counter(name for name, _ in named).items() if count > 1]
+    if twice:
+        raise LatentGymError(f"link: two studies come under the name {twice[0]!r}; rename one's folder or file")
     return [dataclasses.replace(point, study=name) for name, points in named for point in points]
 
 
+def _by_study(points: Sequence[LinkPoint]) -> dict[str, list[LinkPoint]]:
+    found: dict[str, list[LinkPoint]] = {}
+    for point in points:
+        found.setdefault(point.study, []).append(point)
+    return found
+
+
+def _refuse_copies(paths: Sequence[str | Path], found: Sequence[Mapping[str, Sequence[LinkPoint]]]) -> None:
+    """Refuse a study that lies in two files, under whatever name."""
+    seen: list[tuple[str | Path, list[LinkPoint]]] = []
+    for path, studies in zip(paths, found, strict=True):
+        own = [[dataclasses.replace(point, study="") for point in points] for points in studies.values()]
+        for points in own:
+            for other, known in seen:
+                if points == known:
+                    raise LatentGymError(f"link: {other} and {path} hold the same results; name each once")
+        seen += [(path, points) for points in own]
+
+
 def study_names(paths: Sequence[str | Path]) -> list[str]:
-    """A short name for each study: its folder's, preceded by those above it where several are called the same."""
-    folders = [(path if path.is_dir() else path.parent).resolve() for path in map(Path, paths)]
-    depth = 1
-    while depth < max(len(folder.parts) for folder in folders):
-        names = ["/".join(folder.parts[-depth:]) for folder in folders]
+    """A short name for each path, no two alike.
+
+    It is the folder's, preceded by those above it where several are called the same, and followed by the file's where
+    several files lie in one folder.
+    """
+    files = [file.parent.resolve() / file.name for file in map(points_file, paths)]
+    shared = Counter(file.parent for file in files)
+    parts = [(*file.parent.parts, *([file.stem] if shared[file.parent] > 1 else [])) for file in files]
+    shortest = [2 if shared[file.parent] > 1 else 1 for file in files]
+    for above in range(max(map(len, parts))):
+        names = ["/".join(own[-(least + above) :]) for own, least in zip(parts, shortest, strict=True)]
         if len(set(names)) == len(names):
-            break
-        depth += 1
-    return ["/".join(folder.parts[-depth:]) for folder in folders]
+            return names
+    return list(map(str, files))  # the files differ in their suffix alone
 
 
 def _scopes(points: Sequence[LinkPoint]) -> Iterator[tuple[str, list[LinkPoint]]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,9 +12,10 @@ from numpy.typing import NDArray
 
 from latentgym.rollouts.link_points import LinkPoint, places_of
 from latentgym.seeding import numpy_generator
-from latentgym.statistics import crossed_bootstrap_means
+from latentgym.statistics import crossed_bootstrap_means, percentile_interval
 
 Floats = NDArray[np.float64]
+Range = tuple[int, int] | tuple[None, None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +23,8 @@ class Disagreement:
     """One encoder run in one place: what a proxy says of it, and what its policy does.
 
     Ranks count from 1, the best, among the runs of the place that have the proxy; ties share the better rank. Their
-    ranges hold 95 % of resamples of the episodes behind the proxy, and of policy seeds and rollouts.
+    ranges hold 95 % of resamples of the episodes behind the proxy, and of policy seeds and rollouts. A resample that
+    leaves a run's proxy undefined does not rank it; where more than half are such, its rank has no range.
 
     Attributes:
         place: environment, with the study where several have it.
@@ -30,14 +33,14 @@ class Disagreement:
         proxy: name of the proxy.
         value: the proxy's value.
         rank: its rank by the proxy.
-        low: lower end of that rank's range.
-        high: upper end.
+        low: lower end of that rank's range; ``None`` where it has none.
+        high: upper end; ``None`` where it has none.
         success_rate: success over all policy seeds.
         success_rank: its rank by success.
         success_low: lower end of that rank's range.
         success_high: upper end.
         n: number of runs that are ranked.
-        clear: whether the two ranges have no rank in common.
+        clear: whether both ranges are known and have no rank in common.
     """
 
     place: str
@@ -46,12 +49,12 @@ class Disagreement:
     proxy: str
     value: float
     rank: int
-    low: int
-    high: int
+    low: int | None
+    high: int | None
     success_rate: float
     success_rank: int
-    success_low: int
-    success_high: int
+    success_low: int | None
+    success_high: int | None
     n: int
     clear: bool
 
@@ -73,7 +76,7 @@ def disagreements(points: Sequence[LinkPoint], *, seed: int = 0, replicates: int
     for place, there in places_of([point for point in points if point.checkpoint is None]).items():
         drawn_success = _drawn_success(place, there, seed, replicates)
         for proxy in sorted({name for point in there for name in point.proxies}):
-            known = [index for index, point in enumerate(there) if proxy in point.proxies]
+            known = [index for index, point in enumerate(there) if np.isfinite(point.proxies.get(proxy, np.nan))]
             if len(known) > 1:
                 chosen = [there[index] for index in known]
                 drawn = _drawn_proxy(place, chosen, proxy, seed, replicates)
@@ -87,7 +90,7 @@ def _ranked(
     values = np.array([point.proxies[proxy] for point in points])
     rates = np.array([np.mean(point.success) for point in points])
     rank, success_rank = _ranks(values), _ranks(rates)
-    (low, high), (success_low, success_high) = _range(_ranks(drawn)), _range(_ranks(drawn_success))
+    said, done = _ranges(_ranks(drawn)), _ranges(_ranks(drawn_success))
     return [
         Disagreement(
             place=place,
@@ -96,14 +99,14 @@ def _ranked(
             proxy=proxy,
             value=float(values[i]),
             rank=int(rank[i]),
-            low=int(low[i]),
-            high=int(high[i]),
+            low=said[i][0],
+            high=said[i][1],
             success_rate=float(rates[i]),
             success_rank=int(success_rank[i]),
-            success_low=int(success_low[i]),
-            success_high=int(success_high[i]),
+            success_low=done[i][0],
+            success_high=done[i][1],
             n=len(points),
-            clear=bool(low[i] > success_high[i] or high[i] < success_low[i]),
+            clear=_apart(said[i], done[i]),
         )
         for i, point in enumerate(points)
     ]
@@ -125,16 +128,28 @@ def _drawn_proxy(place: str, points: Sequence[LinkPoint], proxy: str, seed: int,
     uniform = numpy_generator(seed, "disagreements", place, "episodes").random(replicates)
     columns = []
     for point in points:
-        known = np.asarray(point.proxy_replicates.get(proxy, [point.proxies[proxy]]), np.float64)
+        known = np.asarray(point.proxy_replicates.get(proxy) or [point.proxies[proxy]], np.float64)
         columns.append(known[(uniform * len(known)).astype(np.intp)])
     return np.stack(columns, axis=1)
 
 
 def _ranks(values: Floats) -> Floats:
-    """Ranks from 1 for the largest along the last axis."""
-    return np.asarray(scipy.stats.rankdata(-values, method="min", axis=-1))
+    """Ranks from 1 for the largest along the last axis, among what is defined; NaN elsewhere."""
+    return np.asarray(scipy.stats.rankdata(-values, method="min", axis=-1, nan_policy="omit"))
 
 
-def _range(ranks: Floats) -> tuple[Floats, Floats]:
-    low, high = np.quantile(ranks, [0.025, 0.975], axis=0)
-    return np.floor(low), np.ceil(high)
+def _ranges(ranks: Floats) -> list[Range]:
+    """The 95 % range of each column's ranks, outwards to whole ranks."""
+    found: list[Range] = []
+    for column in ranks.T:
+        low, high = percentile_interval(column)
+        found.append((None, None) if low is None or high is None else (math.floor(low), math.ceil(high)))
+    return found
+
+
+def _apart(ours: Range, theirs: Range) -> bool:
+    """Whether two known ranges have no rank in common."""
+    (low, high), (other_low, other_high) = ours, theirs
+    if low is None or high is None or other_low is None or other_high is None:
+        return False
+    return low > other_high or high < other_low

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import reprlib
+import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from latentgym.artifacts import read_json, write_json
 from latentgym.errors import CorruptDataError, LatentGymError
@@ -81,13 +84,98 @@ def read_points(path: str | Path) -> list[LinkPoint]:
     """Read points from a file, or from ``link_points.json`` in a study's folder.
 
     Raises:
-        CorruptDataError: if the file is missing or damaged.
+        CorruptDataError: if the file is missing or damaged; it names the point and the field.
     """
-    file = Path(path) / FILE_NAME if Path(path).is_dir() else Path(path)
+    file = points_file(path)
     data = read_json(file)
-    try:
-        if data["schema"] != SCHEMA:
-            raise CorruptDataError(f"{file}: expected link points of schema {SCHEMA}, found {data['schema']}")
-        return [LinkPoint(**point) for point in data["points"]]
-    except (KeyError, TypeError) as error:
-        raise CorruptDataError(f"{file} holds no link points: {error!r}") from error
+    if not isinstance(data, dict) or "schema" not in data:
+        raise CorruptDataError(f"{file} holds no link points: expected an object with a schema and points; {_REMEDY}")
+    if data["schema"] != SCHEMA:
+        raise CorruptDataError(f"{file}: expected link points of schema {SCHEMA}, found {data['schema']!r}")
+    points = data.get("points")
+    if not isinstance(points, list):
+        raise CorruptDataError(
+            f"{file} holds no link points: expected a list of points, found {reprlib.repr(points)}; {_REMEDY}"
+        )
+    return [_from_json(file, number, point) for number, point in enumerate(points, start=1)]
+
+
+def points_file(path: str | Path) -> Path:
+    """The file of points that a path names: itself, or ``link_points.json`` in a study's folder."""
+    return Path(path) / FILE_NAME if Path(path).is_dir() else Path(path)
+
+
+_REMEDY = "correct the file, or let the study write it again"
+_KNOWN = {field.name: field for field in dataclasses.fields(LinkPoint)}
+
+
+def _from_json(file: Path, number: int, point: Any) -> LinkPoint:
+    where = f"{file}, point {number}"
+    if not isinstance(point, dict):
+        raise CorruptDataError(f"{where}: expected an object of fields, found {reprlib.repr(point)}; {_REMEDY}")
+    where += f" (encoder {reprlib.repr(point.get('encoder'))} in {reprlib.repr(point.get('env'))})"
+    for field, expected, found in _faults(point):
+        raise CorruptDataError(f"{where}, field {field}: expected {expected}, found {found}; {_REMEDY}")
+    return LinkPoint(**point)
+
+
+def _faults(point: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Field, what was expected there, and what was found, for everything that is wrong with a point."""
+    for name, field in _KNOWN.items():
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if required and name not in point:
+            yield name, "a value", "none"
+    for name, value in point.items():
+        if name not in _KNOWN:
+            yield name, f"one of the fields {', '.join(_KNOWN)}", "this one"
+        elif name in ("proxies", "proxy_replicates"):
+            yield from _proxy_faults(name, value)
+        elif expected := _expected(name, value):
+            yield name, expected, reprlib.repr(value)
+
+
+def _expected(name: str, value: Any) -> str | None:
+    """What a field should hold; ``None`` where it does."""
+    if name in ("env", "encoder", "family", "study"):
+        return None if isinstance(value, str) else "a text"
+    if name == "reference":
+        return None if isinstance(value, bool) else "true or false"
+    if name == "checkpoint":
+        return None if value is None or _is_whole(value) else "a whole number or null"
+    if name == "success":
+        return None if _are_outcomes(value) else "lists of outcomes 0 or 1, one per policy seed, all equally long"
+    if name == "parameters":
+        return None if _is_whole(value) and _is_finite(value) and value >= 0 else "a whole number from 0"
+    return None if _is_whole(value) else "a whole number"
+
+
+def _proxy_faults(name: str, values: Any) -> Iterator[tuple[str, str, str]]:
+    if not isinstance(values, dict):
+        yield name, "an object with one entry per proxy", reprlib.repr(values)
+        return
+    for proxy, value in values.items():
+        if name == "proxies" and not _is_finite(value):
+            yield f"{name}[{proxy!r}]", "a finite number", reprlib.repr(value)
+        if name == "proxy_replicates" and not _are_replicates(value):
+            yield f"{name}[{proxy!r}]", "a list of at least one number", reprlib.repr(value)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether it is a number that a float holds; JSON also knows NaN, and whole numbers of any size."""
+    return (isinstance(value, float) or _is_whole(value)) and abs(value) <= sys.float_info.max
+
+
+def _are_replicates(value: Any) -> bool:
+    """A resample may leave a proxy undefined: NaN is a replicate like any other."""
+    return isinstance(value, list) and bool(value) and all(isinstance(v, float) or _is_finite(v) for v in value)
+
+
+def _are_outcomes(value: Any) -> bool:
+    if not isinstance(value, list) or not all(isinstance(row, list) and row for row in value):
+        return False
+    equally_long = len({len(row) for row in value}) == 1
+    return equally_long and all(_is_whole(outcome) and outcome in (0, 1) for row in value for outcome in row)

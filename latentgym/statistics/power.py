@@ -15,8 +15,13 @@ from latentgym.statistics.checks import check_level
 
 # Barnard's rejection region is enumerated up to here; beyond, it and the normal approximation agree to a percent.
 EXACT_UP_TO = 120
+# Plans for more are refused: nobody rolls out as many, and exact power would take minutes.
+MOST_EPISODES = 10_000_000
 _NUISANCE = 50
 _TEETH = 25
+# Numbers of discordant pairs further than this many deviations (and as many pairs) from the mean have no mass that a
+# double could hold beside the rest.
+_DEVIATIONS, _MARGIN = 9, 40
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +114,8 @@ def required_episodes(
         correlation: correlation (phi) between the outcomes of a pair.
 
     Raises:
-        LatentGymError: as in :func:`comparison_power`, or on a power outside (0, 1).
+        LatentGymError: as in :func:`comparison_power`, on a power outside (0, 1), or if it takes more than 10 million
+            episodes.
 
     >>> required_episodes(0.1).episodes, required_episodes(0.1, paired=True, correlation=0.5).episodes
     (388, 211)
@@ -123,7 +129,11 @@ def required_episodes(
 
     low, high = 0, 8
     while at(high).power < power:
-        low, high = high, 2 * high
+        if high == MOST_EPISODES:
+            raise LatentGymError(
+                f"power: an effect of {effect:g} needs more than {high:,} episodes per policy; give a larger one"
+            )
+        low, high = high, min(2 * high, MOST_EPISODES)
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if at(middle).power >= power else (middle, high)
@@ -164,14 +174,24 @@ def _mcnemar_power(episodes: int, only_first: float, only_second: float, level: 
     discordant = only_first + only_second
     if discordant == 0:
         return 0.0
-    pairs = np.arange(episodes + 1)
-    # Largest count of the rarer kind that is still significant, -1 where none is.
-    tail = (1 - level) / 2
-    rarest = scipy.stats.binom.ppf(tail, pairs, 0.5)
-    rarest = rarest - (scipy.stats.binom.cdf(rarest, pairs, 0.5) > tail)
+    mean = episodes * discordant
+    reach = _DEVIATIONS * math.sqrt(mean * max(1 - discordant, 0)) + _MARGIN
+    pairs = np.arange(max(0, math.floor(mean - reach)), min(episodes, math.ceil(mean + reach)) + 1)
+    rarest = _largest_significant(pairs, (1 - level) / 2)
     share = only_second / discordant
     found = scipy.stats.binom.cdf(rarest, pairs, share) + scipy.stats.binom.cdf(rarest, pairs, 1 - share)
     return float((scipy.stats.binom.pmf(pairs, episodes, discordant) * found).sum())
+
+
+def _largest_significant(pairs: NDArray[np.int64], tail: float) -> NDArray[np.float64]:
+    """Largest count of the rarer kind among each number of pairs that is still significant, -1 where none is."""
+    # The normal quantile is off by a step or two, which the exact distribution puts right.
+    count: NDArray[np.float64] = np.floor((pairs - 1 + scipy.stats.norm.ppf(tail) * np.sqrt(pairs)) / 2).clip(-1)
+    while (over := (count >= 0) & (scipy.stats.binom.cdf(count, pairs, 0.5) > tail)).any():
+        count -= over
+    while (under := scipy.stats.binom.cdf(count + 1, pairs, 0.5) <= tail).any():
+        count += under
+    return count
 
 
 def _barnard_power(episodes: int, rate: float, other: float, level: float) -> float:

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import load_file
 
 from latentgym.artifacts import read_json
 from latentgym.probes.scores import Estimate, share
@@ -19,7 +18,7 @@ from latentgym.rollouts.link import LinkPoint
 from latentgym.statistics import holm, mcnemar, newcombe_interval, success_interval, wilson_interval
 from latentgym.studies.cells import CHAINS_NAME
 from latentgym.studies.config import ADAPTED_SUFFIX, TWIN_SUFFIX, StudyConfig
-from latentgym.studies.evidence import is_evidence, replicate_name
+from latentgym.studies.evidence import is_evidence, read_replicates, replicate_name
 from latentgym.studies.plan import EncoderUse, SuitePlan
 
 _P_VALUE = "success_minus_random_p_value"
@@ -120,11 +119,11 @@ def measure(plan: SuitePlan, root: Path) -> list[Measured]:
     measured = []
     for use, env, cell in plan.offline:
         rows = read_rows(cell.folder(root) / "rows.json")
-        replicates = dict(load_file(cell.folder(root) / "replicates.safetensors"))
+        replicates = dict(read_replicates(cell.folder(root) / "replicates.safetensors"))
         decoded = fidelity.get((use.name, use.seed)) if use.checkpoint is None else None
         if decoded is not None:
             rows += read_rows(decoded / "rows.json")
-            replicates |= load_file(decoded / "replicates.safetensors")
+            replicates |= read_replicates(decoded / "replicates.safetensors")
         key = (use.name, env, use.seed, use.checkpoint)
         measured.append(
             Measured(use, env, rows, replicates, success.get(key, {}), corrupted.get(key, {}), times.get(key, {}))

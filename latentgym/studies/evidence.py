@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from latentgym.artifacts import read_json
@@ -29,6 +30,8 @@ METRICS: dict[str, dict[str, Any]] = {
 }
 BENCHMARKS = {"latentgym/Tabletop": "tabletop", "latentgym/Calvin": "calvin", "metaworld/": "metaworld"}
 _SYNTHETIC = 400
+_ROW_FIELDS = frozenset({"env", "encoder", "metric", "value"})
+AGAIN = "run the study again, finished cells are kept"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,17 +185,70 @@ def read_evidence(folder: Path) -> Evidence:
 
     Raises:
         LatentGymError: if the folder holds no finished study.
+        CorruptDataError: if a file of it is damaged.
     """
     folder = Path(folder)
     for name in ("results.json", "run.json"):
         if not (folder / name).is_file():
             raise LatentGymError(f"{folder} holds no finished study: {name} is missing; give the folder of `-o`")
-    results, run = read_json(folder / "results.json"), read_json(folder / "run.json")
+    rows, run = read_results(folder / "results.json")["rows"], read_run(folder / "run.json")
     try:
         benchmarks = [benchmark_of(suite) for suite in run["config"]["suites"]]
-        rows = results["rows"]
         labelled = {item["name"] for item in run.get("encoders", ()) if item.get("trained_on_actions")}
-    except (KeyError, TypeError) as error:
-        raise CorruptDataError(f"{folder}: results.json or run.json is not a study's (missing {error})") from error
-    path = folder / REPLICATES_NAME
-    return Evidence(rows, benchmarks, load_file(path) if path.is_file() else None, labelled)
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        raise CorruptDataError(f"{folder / 'run.json'} is damaged ({error!r}); {AGAIN}") from error
+    return Evidence(rows, benchmarks, _kept(folder / REPLICATES_NAME), labelled)
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """A study's ``results.json``.
+
+    Raises:
+        CorruptDataError: if it is missing or damaged, or a row lacks what every row has.
+    """
+    results = read_json(path)
+    if not isinstance(results, dict) or not isinstance(results.get("rows"), list):
+        raise CorruptDataError(f"{path} holds no study results: expected an object with 'rows'; {AGAIN}")
+    for index, row in enumerate(results["rows"]):
+        if problem := _row_problem(row):
+            raise CorruptDataError(f"{path} is damaged: row {index} {problem}; {AGAIN}")
+    return results
+
+
+def _row_problem(row: Any) -> str:
+    """What keeps a value from being a result's row; empty where nothing does."""
+    if not isinstance(row, dict):
+        return f"is {row!r}, expected an object"
+    if missing := sorted(_ROW_FIELDS - row.keys()):
+        return f"lacks {', '.join(missing)}"
+    wrong = [name for name in ("value", "low", "high") if not isinstance(row.get(name), int | float | None)]
+    return f"has as {wrong[0]} {row[wrong[0]]!r}, expected a number" if wrong else ""
+
+
+def read_run(path: Path) -> dict[str, Any]:
+    """A study's ``run.json``.
+
+    Raises:
+        CorruptDataError: if it is missing, damaged or no object.
+    """
+    run = read_json(path)
+    if not isinstance(run, dict):
+        raise CorruptDataError(f"{path} is damaged: expected an object, found {type(run).__name__}; {AGAIN}")
+    return run
+
+
+def _kept(path: Path) -> dict[str, Array] | None:
+    """Bootstrap replicates by name; ``None`` where the study kept none."""
+    return read_replicates(path) if path.is_file() else None
+
+
+def read_replicates(path: Path) -> dict[str, Array]:
+    """Bootstrap replicates by name.
+
+    Raises:
+        CorruptDataError: if the file is missing or damaged.
+    """
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CorruptDataError(f"{path} is damaged ({error}); delete what holds it and run the study again") from error

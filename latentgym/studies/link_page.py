@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from latentgym.artifacts import atomic_write, read_json
 from latentgym.errors import CorruptDataError
 from latentgym.rollouts.link import LinkPoint, LinkResult, analyse_link, read_studies, study_names
 from latentgym.rollouts.link_disagreements import Disagreement, disagreements
-from latentgym.rollouts.link_points import places_of
+from latentgym.rollouts.link_points import FILE_NAME, places_of, points_file
 from latentgym.statistics import percentile_interval, success_interval
 from latentgym.studies import summary
 from latentgym.studies.config import ADAPTED_SUFFIX
@@ -22,20 +23,24 @@ from latentgym.studies.wording import METRICS, label_env, label_metric, label_na
 MAX_VIDEO_BYTES = 64 * 2**20
 """Videos beyond this size in all are left out of the page, which has to open in a browser."""
 POOLED = "all"
+NO_RANGE = "range unknown"
 
 
 @dataclasses.dataclass(frozen=True)
 class LinkStudies:
-    """The link over several studies, and the folders that its episodes lie in.
+    """The link over several studies, and where they lie.
 
     Attributes:
         result: statistics and ranking.
         disagreements: what each proxy says and what the policy does, the largest disagreement first.
-        folders: folder of each study by the name that its points carry.
+        paths: what was given, by the name of its study; one study alone has no name.
+        folders: folder that a study's episodes lie in, by the name that its points carry; a study whose points were put
+            into a file with others has none.
     """
 
     result: LinkResult
     disagreements: tuple[Disagreement, ...]
+    paths: Mapping[str, Path]
     folders: Mapping[str, Path]
 
     def to_dict(self) -> dict[str, Any]:
@@ -56,14 +61,25 @@ def link_folders(*paths: str | Path, seed: int = 0, replicates: int = 2000) -> L
         replicates: number of bootstrap replicates and permutations.
 
     Raises:
-        LatentGymError: if a study is given twice.
+        LatentGymError: if a study is given twice, or none holds a point.
         CorruptDataError: if a file is missing or damaged.
     """
     points = read_studies(paths)
     names = study_names(paths) if len(paths) > 1 else [""]
-    folders = {name: path if path.is_dir() else path.parent for name, path in zip(names, map(Path, paths), strict=True)}
+    given = dict(zip(names, map(Path, paths), strict=True))
     result = analyse_link(points, seed=seed, replicates=replicates)
-    return LinkStudies(result, tuple(disagreements(points, seed=seed)), folders)
+    return LinkStudies(result, tuple(disagreements(points, seed=seed)), given, _folders(given))
+
+
+def _folders(given: Mapping[str, Path]) -> dict[str, Path]:
+    """Folders of episodes: of several files in one folder, only the study's own has its episodes there."""
+    files = {name: points_file(path) for name, path in given.items()}
+    shared = Counter(file.parent.resolve() for file in files.values())
+    return {
+        name: file.parent
+        for name, file in files.items()
+        if file.name == FILE_NAME or shared[file.parent.resolve()] == 1
+    }
 
 
 def write_link_page(link: LinkStudies, path: Path) -> Path:
@@ -95,7 +111,7 @@ def _context(link: LinkStudies) -> dict[str, Any]:
     }
     pooled = POOLED if any(row["env"] == POOLED for row in rows) else next((row["env"] for row in rows), POOLED)
     return {
-        "studies": {name or folder.resolve().name: str(folder) for name, folder in link.folders.items()},
+        "studies": {name or points_file(path).parent.resolve().name: str(path) for name, path in link.paths.items()},
         "answer": summary.answer(rows),
         "counts": {
             "places": len(places),
@@ -140,7 +156,7 @@ class _Places:
 
     def _place(self, label: str, points: Sequence[LinkPoint]) -> dict[str, Any]:
         study, env = points[0].study, points[0].env
-        filmed = self._episodes[study].get(env, {})
+        filmed = self._episodes.get(study, {}).get(env, {})
         lines = [self._line(label, point, filmed) for point in points]
         lines.sort(key=lambda line: -line["success"]["value"])
         ours = {point.encoder for point in points}
@@ -173,9 +189,11 @@ class _Places:
         found: dict[str, Any] = {"value": point.proxies[name], "low": low, "high": high}
         said = self._said.get((place, point.encoder, point.seed, name))
         if said is not None:
-            found |= {"rank": said.rank, "rank_low": said.low, "rank_high": said.high, "n": said.n, "clear": said.clear}
-            for key in ("success_rank", "success_low", "success_high"):
-                found[key] = getattr(said, key)
+            found |= {"rank": said.rank, "n": said.n, "clear": said.clear, "success_rank": said.success_rank}
+            ends = {"rank_low": said.low, "rank_high": said.high}
+            ends |= {"success_low": said.success_low, "success_high": said.success_high}
+            # The page shows equal ends once.
+            found |= {key: NO_RANGE if end is None else end for key, end in ends.items()}
         return found
 
     def _other(self, name: str, runs: Mapping[int | None, _Episodes]) -> dict[str, Any]:
@@ -236,11 +254,17 @@ def _episodes_of(folder: Path) -> dict[str, dict[tuple[str, int], dict[int | Non
         return {}
     run = read_json(folder / "run.json")
     found: dict[str, dict[tuple[str, int], dict[int | None, _Episodes]]] = {}
-    for entry in _rollout_entries(run):
-        file = folder / entry["folder"] / "rollouts.json"
-        if entry.get("checkpoint") is None and entry.get("condition") is None and file.is_file():
-            runs = found.setdefault(entry["env"], {}).setdefault((entry["encoder"], entry["seed"]), {})
-            runs[entry["policy_seed"]] = _read_episodes(file)
+    try:
+        for entry in _rollout_entries(run):
+            file = folder / entry["folder"] / "rollouts.json"
+            if entry.get("checkpoint") is None and entry.get("condition") is None and file.is_file():
+                runs = found.setdefault(entry["env"], {}).setdefault((entry["encoder"], entry["seed"]), {})
+                runs[entry["policy_seed"]] = _read_episodes(file)
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise CorruptDataError(
+            f"{folder / 'run.json'} does not say where the study's rollouts lie ({error!r}); let the study write it "
+            f"again, or give its {FILE_NAME} in a folder of its own"
+        ) from error
     return found
 
 

@@ -9,9 +9,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from latentgym.artifacts import atomic_write, read_json
+from latentgym.artifacts import atomic_write
 from latentgym.errors import CorruptDataError
 from latentgym.studies import summary
+from latentgym.studies.evidence import AGAIN, read_results, read_run
 from latentgym.studies.pages import embedded, render_page, script_json
 from latentgym.studies.summary import EncoderSummary, Estimate, Row
 from latentgym.studies.tables import (
@@ -49,15 +50,17 @@ def write_report(study_dir: Path) -> Path:
         Path of the page: one file, with scripts, videos and pictures inside.
 
     Raises:
-        CorruptDataError: if ``results.json`` is missing or does not hold a study's results.
+        CorruptDataError: if ``results.json`` is missing, or it or ``run.json`` does not hold what a study writes.
     """
     study_dir = Path(study_dir)
-    results = read_json(study_dir / "results.json")
-    if not isinstance(results, dict) or not isinstance(results.get("rows"), list):
-        raise CorruptDataError(f"{study_dir / 'results.json'} holds no study results: expected an object with 'rows'")
-    run = read_json(study_dir / "run.json") if (study_dir / "run.json").exists() else {}
+    results = read_results(study_dir / "results.json")
+    run = read_run(study_dir / "run.json") if (study_dir / "run.json").exists() else {}
+    try:
+        context = _context(study_dir, results, run)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CorruptDataError(f"{study_dir}: results.json or run.json is damaged ({error!r}); {AGAIN}") from error
     path = study_dir / "report.html"
-    atomic_write(path, render_page("report.html.j2", _context(study_dir, results, run)))
+    atomic_write(path, render_page("report.html.j2", context))
     return path
 
 

@@ -105,11 +105,33 @@ def test_every_readout_has_scores_and_selectivity(points: Dataset, cache: Featur
         points, "state", readouts=READOUTS, horizons=(1,), mlp_steps=4, mlp_seeds=1, replicates=20, cache=cache,
         controls=("control_task", "control_task_every_readout"), readout_options=TINY,
     )  # fmt: skip
-    expected = {"ridge", "mlp", "attentive", "transformer"}  # the state's default pooling is the mean already
+    expected = {"ridge", "ridge_mean", "mlp", "attentive", "transformer"}
     assert {row.readout for row in result.rows if row.metric == "action_r2"} == expected
     assert {row.readout for row in result.rows if row.metric == "selectivity"} == expected
     with pytest.raises(UnknownNameError, match="'mlp'"):
         probe(points, "state", readout_options={"mpl": {}})
+
+
+@pytest.mark.parametrize("controls", [(), ("control_task",), ("control_task", "control_task_every_readout")])
+def test_where_the_mean_is_the_default_pooling_both_ridges_are_one(
+    controls: tuple[str, ...], points: Dataset, cache: FeatureCache
+) -> None:
+    def measured(*readouts: str) -> ProbeResult:
+        return probe(
+            points, "state", readouts=readouts, controls=("shuffled_actions", *controls), replicates=20, cache=cache,
+            description_length=False, horizons=(1, 4),
+        )  # fmt: skip
+
+    both, alone = measured("ridge", "ridge_mean"), measured("ridge_mean")
+    own = [row for row in both.rows if row.readout == "ridge_mean"]
+    assert own and len(own) == len(alone.rows)
+    for row, expected in zip(own, alone.rows, strict=True):
+        assert row.value == pytest.approx(expected.value, rel=1e-6)
+        assert dataclasses.replace(row, value=0, low=0, high=0) == dataclasses.replace(expected, value=0, low=0, high=0)
+    names = {name for name in both.replicates if "|ridge_mean|" in name}
+    assert names == {*alone.replicates}
+    for name in names:
+        np.testing.assert_allclose(both.replicates[name], alone.replicates[name], rtol=1e-6)
 
 
 def test_tokens_reach_the_readouts_of_tokens(points: Dataset, cache: FeatureCache) -> None:

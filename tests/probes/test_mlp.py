@@ -109,6 +109,8 @@ def test_constant_columns_do_no_harm() -> None:
 
 def test_bad_input_is_named() -> None:
     x, y, groups = problem()
+    with pytest.raises(LatentGymError, match="at least 1 feature, found 0"):
+        MLPProbe(steps=1).fit(x[:, :0], y, groups)
     with pytest.raises(LatentGymError, match="at least 2 groups"):
         MLPProbe(steps=1).fit(x, y, np.zeros(len(x)))
     with pytest.raises(LatentGymError, match="600 and 3 rows"):

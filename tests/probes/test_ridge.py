@@ -245,6 +245,8 @@ def test_constant_target_is_predicted_and_ignored_in_the_choice() -> None:
 
 def test_bad_input_is_named() -> None:
     x, y, groups = problem(1, 60, 10)
+    with pytest.raises(LatentGymError, match="at least 1 feature, found 0"):
+        RidgeProbe().fit(x[:, :0], y, groups)
     with pytest.raises(LatentGymError, match="at least 5 groups"):
         RidgeProbe().fit(x, y, groups % 3)
     with pytest.raises(LatentGymError, match="at least 5 groups"):

@@ -1,15 +1,17 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from latentgym.artifacts import write_json
 from latentgym.errors import CorruptDataError, LatentGymError
 from latentgym.rollouts import LinkPoint, LinkRow, analyse_link, link, link_studies, read_points, write_points
-from latentgym.rollouts.link import study_names
+from latentgym.rollouts.link import read_studies, study_names
 from latentgym.rollouts.link_samples import Samples, draw_samples
 from latentgym.statistics import mean_maximum_rank_violation, spearman
 
@@ -289,9 +291,11 @@ def test_studies_may_differ_in_their_families() -> None:
 
 
 def test_a_study_counts_once(tmp_path: Path) -> None:
+    undefined = {"r2": [0.5, math.nan]}
     for name in ("one", "copy"):
         (tmp_path / name).mkdir()
-        write_points(tmp_path / name / "link_points.json", planted(0))
+        points = [dataclasses.replace(point, proxy_replicates=undefined) for point in planted(0)]
+        write_points(tmp_path / name / "link_points.json", points)
     with pytest.raises(LatentGymError, match="same results"):
         link_studies(tmp_path / "one", tmp_path / "copy")
 
@@ -302,6 +306,59 @@ def test_studies_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> 
         folder.mkdir(parents=True)
     assert study_names(folders[:2]) == ["a/study", "b/study"]
     assert study_names([folders[0] / "link_points.json", folders[2]]) == ["study", "c"]
+    files = [folders[2] / name for name in ("one.json", "two.json", "two.txt")]
+    assert study_names(files[:2]) == ["c/one", "c/two"]
+    above = tmp_path.name
+    assert study_names([*files[:2], *folders[:2]]) == [f"{above}/c/one", f"{above}/c/two", "a/study", "b/study"]
+    assert study_names([folders[2], files[0]]) == ["c/link_points", "c/one"]
+    assert len(set(study_names(files))) == 3
+
+
+def halves_of(points: list[LinkPoint]) -> tuple[list[LinkPoint], list[LinkPoint]]:
+    """Two studies of the same tasks that have no encoder in common."""
+    first = [point for point in points if int(point.family[6:]) < 4]
+    return first, [point for point in points if int(point.family[6:]) >= 4]
+
+
+def places(*paths: Path) -> dict[str, int]:
+    """Encoders that are compared with each other, by place."""
+    rows = link_studies(*paths, replicates=20).rows
+    chosen = [row for row in rows if (row.proxy, row.scope, row.statistic) == ("r2", "all", "spearman")]
+    return {row.env: row.n_encoders for row in chosen if not row.env.startswith("all")}
+
+
+def test_studies_in_one_folder_are_kept_apart(tmp_path: Path) -> None:
+    folder = tmp_path / "same"
+    folder.mkdir()
+    for name, points in zip(("a", "b"), halves_of(study(0, strength=1.0, envs=1)), strict=True):
+        write_points(folder / f"{name}.json", points)
+    assert places(folder / "a.json", folder / "b.json") == {"env0 (same/a)": 4, "env0 (same/b)": 5}
+
+
+def test_studies_in_one_file_are_kept_apart(tmp_path: Path) -> None:
+    for name, points in zip(("A", "B"), halves_of(study(0, strength=1.0, envs=1)), strict=True):
+        (tmp_path / name).mkdir()
+        write_points(tmp_path / name / "link_points.json", points)
+    (tmp_path / "both").mkdir()
+    both = tmp_path / "both" / "points.json"
+    write_points(both, read_studies([tmp_path / "A", tmp_path / "B"]))
+    assert places(both) == places(tmp_path / "A", tmp_path / "B") == {"env0 (A)": 4, "env0 (B)": 5}
+    (tmp_path / "C").mkdir()
+    write_points(tmp_path / "C" / "link_points.json", study(1, strength=1.0, envs=1))
+    assert places(both, tmp_path / "C") == {"env0 (both/A)": 4, "env0 (both/B)": 5, "env0 (C)": 9}
+    with pytest.raises(LatentGymError, match="same results"):
+        read_studies([both, tmp_path / "A"])
+
+
+def test_studies_that_come_under_one_name_are_refused(tmp_path: Path) -> None:
+    for folder in ("p/X", "q/X"):
+        (tmp_path / folder).mkdir(parents=True)
+    inner = [dataclasses.replace(point, study="a") for point in study(0, strength=1.0, envs=1)]
+    write_points(tmp_path / "p/X/link_points.json", inner)
+    write_points(tmp_path / "q/X/a.json", study(1, strength=1.0, envs=1))
+    write_points(tmp_path / "q/X/b.json", study(2, strength=1.0, envs=1))
+    with pytest.raises(LatentGymError, match="under the name 'X/a'"):
+        read_studies([tmp_path / "p/X", tmp_path / "q/X/a.json", tmp_path / "q/X/b.json"])
 
 
 def test_proxies_are_ranked_and_the_rank_has_a_range() -> None:
@@ -326,10 +383,69 @@ def test_proxies_are_ranked_and_the_rank_has_a_range() -> None:
 def test_damaged_files(tmp_path: Path) -> None:
     with pytest.raises(CorruptDataError, match="missing"):
         read_points(tmp_path)
-    for text in ("{}", '{"schema": 1, "points": [{"env": "e"}]}', "["):
+    for text in ("{}", "[1]", '{"schema": 1}', '{"schema": 1, "points": [3]}', '{"schema": 2, "points": []}', "["):
         (tmp_path / "link_points.json").write_text(text)
         with pytest.raises(CorruptDataError, match=r"link_points\.json"):
             read_points(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "named"),
+    [
+        ("proxies", None, "proxies"),
+        ("proxies", {"r2": None}, r"proxies\['r2'\]"),
+        ("proxies", {"r2": "high"}, r"proxies\['r2'\]"),
+        ("proxies", {"r2": True}, r"proxies\['r2'\]"),
+        ("proxies", {"r2": math.nan}, r"proxies\['r2'\]"),
+        ("proxies", {"r2": 10**400}, r"proxies\['r2'\]"),
+        ("proxy_replicates", [], "proxy_replicates"),
+        ("proxy_replicates", {"r2": []}, r"proxy_replicates\['r2'\]"),
+        ("proxy_replicates", {"r2": 0.5}, r"proxy_replicates\['r2'\]"),
+        ("proxy_replicates", {"r2": [0.5, None]}, r"proxy_replicates\['r2'\]"),
+        ("parameters", None, "parameters"),
+        ("parameters", -1, "parameters"),
+        ("env", None, "env"),
+        ("encoder", 3, "encoder"),
+        ("family", ["f"], "family"),
+        ("study", None, "study"),
+        ("seed", "0", "seed"),
+        ("checkpoint", 1.5, "checkpoint"),
+        ("reference", 1, "reference"),
+        ("success", 5, "success"),
+        ("success", [], "success"),
+        ("success", [[]], "success"),
+        ("success", [[1, 0], [1]], "success"),
+        ("success", [[0.5, 1]], "success"),
+        ("success", [[[1], 0]], "success"),
+        ("success", [[True, False]], "success"),
+        ("colour", "red", "colour"),
+    ],
+)
+def test_damaged_points_are_named(tmp_path: Path, field: str, value: object, named: str) -> None:
+    written = [dataclasses.asdict(point) for point in planted(0)[:3]]
+    written[1][field] = value
+    write_json(tmp_path / "link_points.json", {"schema": 1, "points": written})
+    with pytest.raises(CorruptDataError, match=rf"link_points\.json, point 2 \(.*\), field {named}: expected"):
+        read_points(tmp_path)
+
+
+def test_a_missing_field_is_named_and_undefined_replicates_are_none(tmp_path: Path) -> None:
+    written = dataclasses.asdict(planted(0)[0])
+    written["proxy_replicates"] = {"r2": [math.nan, 1, 0.5]}
+    write_json(tmp_path / "link_points.json", {"schema": 1, "points": [written]})
+    assert read_points(tmp_path)[0].proxy_replicates["r2"][1:] == [1, 0.5]
+    del written["family"]
+    write_json(tmp_path / "link_points.json", {"schema": 1, "points": [written]})
+    with pytest.raises(CorruptDataError, match=r"point 1 .*, field family: expected a value, found none"):
+        read_points(tmp_path)
+
+
+def test_no_points_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(LatentGymError, match="found none"):
+        link([])
+    write_points(tmp_path / "link_points.json", [])
+    with pytest.raises(LatentGymError, match=f"found none in {tmp_path}"):
+        link_studies(tmp_path)
 
 
 def test_bad_points() -> None:
@@ -340,4 +456,3 @@ def test_bad_points() -> None:
     point = study(0, strength=1.0)[0]
     with pytest.raises(LatentGymError, match="more than once"):
         link([point, point])
-    assert link([]) == []

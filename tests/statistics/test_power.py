@@ -61,6 +61,30 @@ def test_pairs_that_agree_save_episodes() -> None:
     assert needed[2] < needed[0] / 2
 
 
+@pytest.mark.parametrize("level", [0.8, 0.95, 0.999])
+def test_power_of_mcnemar_is_the_sum_over_every_number_of_discordant_pairs(level: float) -> None:
+    episodes, discordant = 700, 0.42
+    pairs = np.arange(episodes + 1)
+    rarest = scipy.stats.binom.ppf((1 - level) / 2, pairs, 0.5)
+    rarest -= scipy.stats.binom.cdf(rarest, pairs, 0.5) > (1 - level) / 2
+    share = (discordant / 2 + 0.05) / discordant
+    found = scipy.stats.binom.cdf(rarest, pairs, share) + scipy.stats.binom.cdf(rarest, pairs, 1 - share)
+    expected = (scipy.stats.binom.pmf(pairs, episodes, discordant) * found).sum()
+    # Outcomes of correlation 0 at rates p and p + 0.1 with p (0.9 - p) + (p + 0.1) (1 - p) = 0.42.
+    rate = (1.8 - (1.8**2 - 8 * 0.32) ** 0.5) / 4
+    plan = comparison_power(episodes, 0.1, rate=rate, level=level, paired=True)
+    assert plan.power == pytest.approx(expected, abs=1e-12)
+
+
+def test_small_effects_are_planned_and_tiny_ones_refused() -> None:
+    plan = required_episodes(0.005, paired=True)
+    # Connor (1987): the variance of a paired difference is the share of discordant pairs, here a half.
+    assert plan.episodes == pytest.approx((1.96 + 0.8416) ** 2 * 0.5 / 0.005**2, rel=0.01)
+    for paired in (False, True):
+        with pytest.raises(LatentGymError, match="more than 10,000,000 episodes"):
+            required_episodes(1e-18, paired=paired)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,8 @@ import pytest
 
 from latentgym.artifacts import write_json
 from latentgym.cli import _run
-from latentgym.errors import CorruptDataError
-from latentgym.rollouts import LinkPoint, write_points, write_video
+from latentgym.errors import CorruptDataError, LatentGymError
+from latentgym.rollouts import LinkPoint, read_points, write_points, write_video
 from latentgym.studies import link_page
 from latentgym.studies.link_page import link_folders, write_link_page
 
@@ -118,6 +119,45 @@ def test_studies_that_list_videos_alone_are_read_too(tmp_path: Path) -> None:
     assert filmed == ["image ssl"]
 
 
+def test_files_of_one_folder_and_studies_of_one_file_keep_their_own_episodes(tmp_path: Path) -> None:
+    folder = write_study(tmp_path / "one")
+    others = [dataclasses.replace(p, success=[p.success[0][::-1]]) for p in read_points(folder)]
+    write_points(folder / "other.json", others)
+    link = link_folders(folder, folder / "other.json", replicates=50)
+    page = write_link_page(link, tmp_path / "link.html").read_text()
+    filmed = {place["label"]: bool(place["lines"][0]["videos"]) for place in data_of(page)["places"]}
+    # What was filmed in the folder are the study's own policies.
+    assert filmed == {f"{env} (one/{name})": name == "link_points" for name in ("link_points", "other") for env in ENVS}
+    assert f"latentgym link --json {folder} {folder / 'other.json'}" in page
+    (tmp_path / "both").mkdir()
+    write_points(tmp_path / "both/points.json", link.result.points)
+    again = link_folders(tmp_path / "both/points.json", replicates=50)
+    page = write_link_page(again, tmp_path / "link.html").read_text()
+    assert [place["label"] for place in data_of(page)["places"]] == list(filmed)
+
+
+def test_a_rank_without_a_range_is_said(tmp_path: Path) -> None:
+    folder = write_study(tmp_path / "one", rollouts=False)
+    undefined = {"action_r2": [math.nan] * 5}
+    points = [dataclasses.replace(point, proxy_replicates=undefined) for point in read_points(folder)]
+    write_points(folder / "link_points.json", points)
+    link = link_folders(folder, replicates=50)
+    line = data_of(write_link_page(link, tmp_path / "link.html").read_text())["places"][0]["lines"][0]
+    assert {line["proxies"]["action_r2"][end] for end in ("rank_low", "rank_high")} == {"range unknown"}
+    assert line["proxies"]["action_r2"]["rank"] == 1
+    ranges = {(item["low"], item["high"]) for item in link.to_dict()["disagreements"] if item["proxy"] == "action_r2"}
+    assert ranges == {(None, None)}
+
+
+@pytest.mark.parametrize("run", [{}, [], {"rollouts": [{}]}, {"rollouts": [3]}, {"config": {"suites": 3}}])
+def test_a_damaged_run_is_named(tmp_path: Path, run: object) -> None:
+    folder = write_study(tmp_path / "one", rollouts=False)
+    write_json(folder / "run.json", run)
+    with pytest.raises(CorruptDataError, match=r"run\.json does not say where"):
+        write_link_page(link_folders(folder, replicates=20), tmp_path / "link.html")
+    assert not (tmp_path / "link.html").exists()
+
+
 def test_videos_beyond_the_limit_are_left_out_and_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_study(tmp_path / "one")
     size = next(folder.rglob("*.mp4")).stat().st_size
@@ -134,8 +174,12 @@ def test_too_few_encoders_are_said(tmp_path: Path) -> None:
     write_points(folder / "link_points.json", [point, dataclasses.replace(point, encoder="b", family="b")])
     page = write_link_page(link_folders(folder, replicates=20), tmp_path / "link.html").read_text()
     assert "Not measured here." in page
-    write_points(folder / "link_points.json", [])
+    early = [dataclasses.replace(point, checkpoint=1)]
+    write_points(folder / "link_points.json", early)
     assert "No policy was rolled out" in write_link_page(link_folders(folder), tmp_path / "none.html").read_text()
+    write_points(folder / "link_points.json", [])
+    with pytest.raises(LatentGymError, match="found none"):
+        link_folders(folder)
 
 
 def test_damaged_rollouts_are_named(tmp_path: Path) -> None:
