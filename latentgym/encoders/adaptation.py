@@ -124,7 +124,7 @@ def adapt(
     facts = {
         "encoder": base.spec.weights_digest or base.spec.name,
         "image_size": base.spec.image_size,
-        "label_episodes": {dataset.key: sorted(int(index) for index in episodes) for dataset, episodes in pairs},
+        "label_episodes": _labels(base, pairs),
         "arm": arm,
         "control": control,
         "planned_steps": steps,
@@ -306,6 +306,14 @@ class _Run:
         }
         save_adapted(encoder, self.out, arm=str(self.facts["arm"]), base=base, training=training)
         (self.out / STATE_NAME).unlink(missing_ok=True)
+
+
+def _labels(base: Encoder, pairs: Sequence[tuple[Dataset, Sequence[int]]]) -> dict[str, list[int]]:
+    """Episodes whose actions train the encoder, or have trained its base, by the key of their data set."""
+    known = {key: set(episodes) for key, episodes in base.label_episodes.items()}
+    for dataset, episodes in pairs:
+        known.setdefault(dataset.key, set()).update(int(index) for index in episodes)
+    return {key: sorted(episodes) for key, episodes in known.items()}
 
 
 def _training_part(

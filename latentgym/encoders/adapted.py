@@ -254,7 +254,8 @@ def _open_base(folder: Path, recorded: Mapping[str, Any], arm: str) -> Encoder:
     try:
         base = load_encoder(source, image_size=recorded["image_size"], device="cpu", dtype="float32")
     except LatentGymError as error:
-        raise type(error)(f"{folder} adapts the encoder {source}, which cannot be opened: {error}") from error
+        kind = CorruptDataError if isinstance(error, CorruptDataError) else LatentGymError
+        raise kind(f"{folder} adapts the encoder {source}, which cannot be opened: {error}") from error
     if files is None and arm == "adapter" and base.spec.weights_digest != recorded["weights_digest"]:
         raise LatentGymError(f"{folder} adapts the encoder {source}, whose weights have changed since; adapt it again")
     return base

@@ -307,7 +307,8 @@ def _encode(
             yield rows
             done += 1
     except LatentGymError as error:
-        raise type(error)(f"{dataset.path}, from episode {episodes[done]} on: {error}") from error
+        kind = CorruptDataError if isinstance(error, CorruptDataError) else LatentGymError
+        raise kind(f"{dataset.path}, from episode {episodes[done]} on: {error}") from error
 
 
 def _observations(dataset: Dataset, encoder: Encoder, index: int) -> NDArray[Any]:

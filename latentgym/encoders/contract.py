@@ -140,20 +140,30 @@ class Encoder(abc.ABC):
             layer: block to read, ``-1`` for the last; ``spec.layer`` where it is left out.
 
         Raises:
-            LatentGymError: on a wrong shape or dtype, or if a latent is not finite.
+            LatentGymError: on a wrong shape or dtype, a layer that does not exist, or if a latent is not finite.
         """
-        layer = self.spec.layer if layer is None else layer
+        layer = self._known_layer(self.spec.layer if layer is None else layer)
         return self._checked(self.forward(self.prepare(torch.as_tensor(clip)), layer), len(clip))
 
     @torch.inference_mode()
     def encode_layers(self, clip: NDArray[np.generic] | torch.Tensor, layers: Sequence[int]) -> list[Latents]:
         """Encode clips once and read several blocks; arguments and errors as in :meth:`encode`."""
-        found = self.forward_layers(self.prepare(torch.as_tensor(clip)), layers)
+        known = [self._known_layer(layer) for layer in layers]
+        found = self.forward_layers(self.prepare(torch.as_tensor(clip)), known)
         return [self._checked(latents, len(clip)) for latents in found]
 
     def forward_layers(self, clip: torch.Tensor, layers: Sequence[int]) -> list[Latents]:
         """Latents of several blocks, by one pass each; a subclass that can read them in one pass overrides this."""
         return [self.forward(clip, layer) for layer in layers]
+
+    def _known_layer(self, layer: int) -> int:
+        """The layer counted from the front, or -1 for the last."""
+        count = self.spec.layers
+        if layer != -1 and not -count <= layer < count:
+            raise LatentGymError(
+                f"encoder {self.spec.name!r} has layers 0 to {count - 1} (or -1 for the last), found {layer}"
+            )
+        return layer if layer >= -1 else layer + count
 
     def _checked(self, latents: Latents, count: int) -> Latents:
         if latents.tokens.ndim != 4 or latents.tokens.shape[0] != count:

@@ -286,30 +286,33 @@ def at_layers(encoder: Encoder, layers: Sequence[int]) -> list[Encoder]:
 
 
 def layer_specs(encoder: Encoder, layers: Sequence[int]) -> list[EncoderSpec]:
-    """The spec at each of ``layers``: width and grid may differ between blocks; the last is the encoder's own."""
+    """The spec at each of ``layers``: width and grid may differ between blocks; its own layer keeps its spec."""
     spec = dataclasses.replace(encoder.spec)
     for layer in layers:
         if not -1 <= layer < spec.layers:
             raise LatentGymError(
                 f"encoder {spec.name!r} has layers 0 … {spec.layers - 1} (-1 is the last), not {layer}"
             )
-    inner = [layer for layer in dict.fromkeys(layers) if layer not in (-1, spec.layers - 1)]
+    last = (-1, spec.layers - 1)
+    wanted = [-1 if layer in last else layer for layer in layers]
+    own = -1 if spec.layer in last else spec.layer
+    inner = [layer for layer in dict.fromkeys(wanted) if layer != own]
     if not inner:
         return [spec for _ in layers]
     if spec.modality != "pixels":
         # The width depends on the data, so that no layer's is known in advance.
-        return [dataclasses.replace(spec, layer=layer) if layer in inner else spec for layer in layers]
+        return [dataclasses.replace(spec, layer=layer) if layer in inner else spec for layer in wanted]
     side, specs = max(1, spec.image_size), {}
     blank = np.zeros((1, spec.clip_length, side, side, 3), np.uint8)
     # Convolutional video networks have more token times at earlier blocks.
-    last_times = spec.clip_length // spec.tubelet
+    own_times = spec.clip_length // spec.tubelet
     for layer, latents in zip(inner, encoder.encode_layers(blank, inner), strict=True):
         _, times, count, width = latents.tokens.shape
         rows = round(count**0.5)
         grid = (rows, rows) if rows * rows == count != spec.grid[0] * spec.grid[1] else spec.grid
-        tubelet = spec.tubelet if times == last_times else max(1, spec.clip_length // times)
+        tubelet = spec.tubelet if times == own_times else max(1, spec.clip_length // times)
         specs[layer] = dataclasses.replace(spec, layer=layer, embed_dim=width, grid=grid, tubelet=tubelet)
-    return [specs.get(layer, spec) for layer in layers]
+    return [specs.get(layer, spec) for layer in wanted]
 
 
 def _no_argument(name: str, argument: str) -> None:

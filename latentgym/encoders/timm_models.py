@@ -7,6 +7,7 @@ size are used; the whole frame is resized, nothing is cropped.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import pickle
 import re
 from collections.abc import Container, Mapping, Sequence
@@ -104,7 +105,9 @@ class TimmEncoder(FrozenEncoder):
     ) -> tuple[dict[int, tuple[torch.Tensor, torch.Tensor | None]], torch.Tensor | None]:
         """Patch and prefix tokens of inner blocks, and the model's own output if it is asked for."""
         model: Any = self.model
-        options = {"return_prefix_tokens": True} if self._prefix_tokens else {}
+        # Some transformers cannot return them, and then give patch tokens alone.
+        prefixed = "return_prefix_tokens" in inspect.signature(model.forward_intermediates).parameters
+        options = {"return_prefix_tokens": True} if self._prefix_tokens and prefixed else {}
         found = model.forward_intermediates(
             frames, indices=list(layers), stop_early=not last, intermediates_only=not last, output_fmt="NCHW", **options
         )
@@ -261,6 +264,8 @@ def _encoder(
     # Frames that are too small for a network fail deep inside it.
     except (RuntimeError, AssertionError, ValueError) as error:
         raise LatentGymError(f"encoder {spec.name!r} cannot take frames of {size} pixels: {error}") from error
+    except (AttributeError, TypeError) as error:
+        raise LatentGymError(f"encoder {spec.name!r}: the features of this model cannot be read ({error})") from error
 
 
 def _published(timm: Any, name: str) -> tuple[Any, str]:

@@ -37,6 +37,7 @@ def random_twin(encoder: Encoder, seed: int = 0) -> Encoder:
     if not isinstance(encoder, FrozenEncoder | SmallEncoder):
         raise LatentGymError(f"encoder {encoder.spec.name!r} has no weights, so it has no random-weight twin")
     twin = copy.copy(encoder)
+    twin.label_episodes = {}
     if isinstance(twin, FrozenEncoder):
         module = twin.model = copy.deepcopy(twin.model)
     else:

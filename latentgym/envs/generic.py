@@ -9,6 +9,7 @@ Describe the actions of your own environment with
 
 from __future__ import annotations
 
+import importlib
 import math
 from typing import Any
 
@@ -36,7 +37,7 @@ _SIZED_RENDERERS = ("gymnasium.envs.mujoco", "gymnasium_robotics.envs")
 
 def make_generic(
     env_id: str, *, image_size: int = 64, render: Render = "fast", pixels: bool = True, **options: Any
-) -> GenericEnv:
+) -> gymnasium.Env[Any, Any]:
     """Make any registered Gymnasium id, such as ``"Reacher-v5"``.
 
     Args:
@@ -57,6 +58,8 @@ def make_generic(
     if horizon is not None and (isinstance(horizon, bool) or not isinstance(horizon, int) or horizon < 1):
         raise LatentGymError(f"{env_id}: horizon must be a positive integer, got {horizon!r}")
     env = _make(env_id, image_size, horizon, options)
+    if isinstance(getattr(env.unwrapped, "contract", None), EnvContract):
+        return env  # it keeps the suite's contract by itself, and knows its frames and its horizon
     kind = GenericGoalEnv if _goals_of(env.observation_space) else GenericEnv
     return kind(env, env_id=env_id, image_size=image_size, render=render, pixels=pixels)
 
@@ -64,17 +67,20 @@ def make_generic(
 def _make(env_id: str, image_size: int, horizon: int | None, options: dict[str, Any]) -> gymnasium.Env[Any, Any]:
     if env_id.startswith(_ROBOTICS) and env_id not in gymnasium.registry:
         gymnasium.register_envs(require("gymnasium_robotics", "robotics"))
+    module, _, name = env_id.rpartition(":")
     try:
-        spec = gymnasium.spec(env_id)
+        if module:
+            importlib.import_module(module)
+        spec = gymnasium.spec(name)
+    except ImportError as error:
+        raise LatentGymError(f"{env_id}: module {module!r} cannot be imported ({error})") from error
     except gymnasium.error.Error as error:
         raise UnknownNameError("environment", env_id, gymnasium.registry, f"({error})") from error
     if str(spec.entry_point).startswith(_SIZED_RENDERERS):
         options = {"width": image_size, "height": image_size} | options
     limit = horizon or spec.max_episode_steps or _DEFAULT_HORIZON
     try:
-        env: gymnasium.Env[Any, Any] = gymnasium.make(
-            env_id, render_mode="rgb_array", max_episode_steps=limit, **options
-        )
+        env: gymnasium.Env[Any, Any] = gymnasium.make(name, render_mode="rgb_array", max_episode_steps=limit, **options)
         return env
     except LatentGymError:
         raise
@@ -146,7 +152,10 @@ class GenericEnv(gymnasium.Env[Any, Any]):
         """
         action = checked_action(action, self._actions, self.contract.env_id)
         inner = self._env.action_space
-        observation, reward, terminated, truncated, info = self._env.step(action.astype(inner.dtype or np.float32))
+        assert isinstance(inner, spaces.Box)
+        # A bound that single precision rounds outwards is passed in double precision.
+        action = np.clip(action.astype(inner.dtype), inner.low, inner.high)
+        observation, reward, terminated, truncated, info = self._env.step(action)
         success = {"is_success": info["is_success"]}
         return self._observe(observation), float(reward), bool(terminated), bool(truncated), success
 

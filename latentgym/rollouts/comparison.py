@@ -8,7 +8,7 @@ from typing import Any
 
 from latentgym.errors import LatentGymError
 from latentgym.policies import Policy
-from latentgym.rollouts.evaluate import evaluate, rollout_seeds
+from latentgym.rollouts.evaluate import evaluate, resolve_policy, rollout_seeds
 from latentgym.statistics import SequentialComparison, anytime_difference_interval
 from latentgym.statistics.sequential import Verdict
 
@@ -95,6 +95,7 @@ def compare_policies(
     """
     if block < 1:
         raise LatentGymError(f"compare: block must be at least 1, found {block}")
+    first, second = resolve_policy(first), resolve_policy(second)
     test = SequentialComparison(maximum, level)
     seeds = rollout_seeds(seed, env_id, maximum)
     outcomes: tuple[list[bool], list[bool]] = ([], [])

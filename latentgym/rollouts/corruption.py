@@ -13,7 +13,7 @@ from latentgym.corruptions import CORRUPTIONS, checked_corruption
 from latentgym.errors import LatentGymError, UnknownNameError
 from latentgym.policies import Policy
 from latentgym.results import Row
-from latentgym.rollouts.evaluate import Evaluation, evaluate
+from latentgym.rollouts.evaluate import Evaluation, evaluate, resolve_policy
 from latentgym.seeding import numpy_generator
 from latentgym.statistics import holm, mcnemar, newcombe_interval, percentile_interval, wilson_interval
 
@@ -131,6 +131,7 @@ def evaluate_corrupted(
         ...                             corruptions=["snow", "brightness"], severities=[1, 3])  # doctest: +SKIP
     """
     conditions = _conditions(corruptions, severities)
+    policy = resolve_policy(policy)
     if not policy.needs_pixels:
         raise LatentGymError(f"policy {policy.name!r} reads no frames, so that corrupting them changes nothing")
     if "corruption" in (env_options or {}):

@@ -350,9 +350,12 @@ def _setting(
     training = getattr(policy, "training", None)
     trained = training.env_options() if training is not None and training.env_id == env_id else {}
     spec = gymnasium.registry.get(env_id)
+    options = {"pixels": policy.needs_pixels or films, **trained, **env_options}
+    if films and not options["pixels"]:
+        raise LatentGymError("videos need frames, which env_options leave out by pixels=False; give no video_dir")
     return Setting(
         env_id=env_id,
-        env_options={"pixels": policy.needs_pixels or films, **trained, **env_options},
+        env_options=options,
         stop_at_success=stop_at_success,
         per_step=per_step,
         simulator_policy=policy if policy.needs_simulator else None,
@@ -410,8 +413,8 @@ def _keep_first(folder: Path, records: Sequence[EpisodeRecord], videos: tuple[in
     """Of the videos that chunks wrote, keep the first of each outcome in the order of the seeds."""
     kept = []
     for outcome, wanted in zip(("success", "failure"), videos, strict=True):
-        written = [folder / f"{outcome}-{record.seed}.mp4" for record in records]
-        written = [path for path in written if path.is_file()]
+        own = [record.seed for record in records if record.success == (outcome == "success")]
+        written = [path for path in (folder / f"{outcome}-{seed}.mp4" for seed in own) if path.is_file()]
         kept += written[:wanted]
         for path in written[wanted:]:
             path.unlink()

@@ -132,6 +132,8 @@ class Store:
             self._check_membership(episode)
         except LatentGymError as error:
             raise LatentGymError(f"episode {index} was not written to {self.path}: {error}") from None
+        if (left := _folder(self.path, index)).is_dir() and not self.has(index):
+            shutil.rmtree(left)  # copied without its record, it counts for nothing and would be in the way
         with atomic_directory(_folder(self.path, index)) as folder:
             write_episode(folder, episode, self.control_hz)
 

@@ -221,6 +221,13 @@ def test_probe_warns_of_labels_that_the_encoder_has_seen(dataset, small, tmp_pat
         probe(dataset, str(out), split=other, **options)
 
 
+def test_labels_of_the_base_stay_known(dataset, small, tmp_path):
+    first = run(small, dataset, tmp_path / "first", split=dataclasses.replace(SPLIT, train=SPLIT.train[:2]))
+    second = run(first, dataset, tmp_path / "second", split=dataclasses.replace(SPLIT, train=SPLIT.train[2:4]))
+    seen = {dataset.key: frozenset(SPLIT.train[:4])}
+    assert load_encoder(second).label_episodes == load_encoder(f"{second}+duplicated").label_episodes == seen
+
+
 def test_finished_run_is_not_repeated_and_another_is_refused(dataset, small, tmp_path):
     out = run(small, dataset, tmp_path / "out")
     before = (out / "encoder.json").stat().st_mtime_ns

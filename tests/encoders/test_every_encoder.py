@@ -142,6 +142,18 @@ def test_all_layers_come_from_one_pass(source, name):
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in (*OBJECTIVES, *REGISTERED)])
+def test_layers_count_from_the_back_and_others_are_refused(source, name):
+    encoder = load_encoder(source(name), device="cpu", image_size=SIZES.get(name))
+    clip, count = clip_for(encoder.spec, 1), encoder.spec.layers
+    for layers in ([-count, 0], [0, -count, -1], [-min(2, count), 0]):
+        for layer, latents in zip(layers, encoder.encode_layers(clip, layers), strict=True):
+            assert torch.equal(latents.tokens, encoder.encode(clip, layer % count).tokens)
+    for layer in (count, -count - 1, 99):
+        with pytest.raises(LatentGymError, match=rf"has layers 0 to {count - 1} .or -1 for the last., found {layer}"):
+            encoder.encode(clip, layer)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in (*OBJECTIVES, *REGISTERED)])
 def test_blocks_run_once_and_none_behind_the_deepest_that_is_read(source, name):
     encoder = load_encoder(source(name), device="cpu", image_size=SIZES.get(name))
     layers = encoder.spec.layers

@@ -79,6 +79,20 @@ def test_intermediate_layers_and_other_sizes(checkpoints, name):
     assert encoder.spec.weights_digest or pytest.fail("no digest")
 
 
+def test_transformers_that_return_no_prefix_tokens_between_blocks(tmp_path):
+    model = timm.create_model("cait_xxs24_224", pretrained=False)
+    save_file(model.state_dict(), tmp_path / "cait.safetensors")
+    encoder = load_encoder(f"timm:cait_xxs24_224@{tmp_path / 'cait.safetensors'}", device="cpu", layer=3)
+    assert encoder.encode(np.zeros((1, 1, 224, 224, 3), np.uint8)).tokens.shape == (1, 1, 196, 192)
+
+
+def test_a_model_whose_features_are_no_map_is_one_clear_error(tmp_path):
+    model = timm.create_model("coat_tiny", pretrained=False)
+    torch.save(model.state_dict(), tmp_path / "coat.pth")  # its blocks share tensors
+    with pytest.raises(LatentGymError, match="features of this model cannot be read"):
+        load_encoder(f"timm:coat_tiny@{tmp_path / 'coat.pth'}")
+
+
 def test_checkpoint_from_a_folder_and_as_a_state_dict(checkpoints, tmp_path):
     state = load_file(checkpoints / "test_resnet.safetensors")
     torch.save({"state_dict": state}, tmp_path / "model.pth")

@@ -28,6 +28,8 @@ def test_small_encoders_twin_has_other_weights_and_the_same_shape() -> None:
     assert not torch.equal(tokens[0], tokens[1]) and not torch.equal(tokens[1], tokens[3])
     assert len({one.spec.weights_digest for one in (encoder, twin, other)}) == 3
     assert (twin.spec.family, twin.spec.trained_on_actions) == ("random", False)
+    encoder.label_episodes = {"data": frozenset({1})}
+    assert random_twin(encoder).label_episodes == {}
     assert check_encoder(twin) == []
 
 

@@ -11,7 +11,7 @@ from gymnasium import spaces
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latentgym.envs.contract import contract_of
+from latentgym.envs.contract import EnvContract, contract_of
 from latentgym.envs.generic import make_generic, square_frame
 from latentgym.envs.wrappers.action_spec import ActionSpecWrapper, action_spec_of, checked_action
 from latentgym.envs.wrappers.success import SuccessInfo
@@ -48,6 +48,54 @@ class Corridor(gymnasium.Env):
 
 
 gymnasium.register("LatentGymTest/Corridor-v0", Corridor, max_episode_steps=5)
+
+
+class Contracted(Corridor):
+    """Keeps the suite's contract by itself."""
+
+    contract = EnvContract(
+        env_id="LatentGymTest/Contracted-v0", suite="mine", cameras=("pixels",), control_hz=7.0, horizon=3,
+        action_spec=dataclasses.replace(action_spec_of(Corridor.action_space, "Contracted"), names=("x",)),
+    )  # fmt: skip
+
+
+gymnasium.register("LatentGymTest/Contracted-v0", Contracted)
+
+
+def test_an_environment_that_keeps_the_contract_is_left_as_it_is():
+    env = make_generic("LatentGymTest/Contracted-v0")
+    assert isinstance(env.unwrapped, Contracted)
+    assert contract_of(env) is Contracted.contract
+
+
+def test_a_module_that_registers_an_id_is_imported(tmp_path, monkeypatch):
+    (tmp_path / "corridors.py").write_text(
+        "import gymnasium\nfrom gymnasium.envs.classic_control import Continuous_MountainCarEnv as Car\n"
+        "gymnasium.register('Corridors/C-v0', Car, max_episode_steps=4)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert contract_of(make_generic("corridors:Corridors/C-v0", pixels=False)).horizon == 4
+    with pytest.raises(LatentGymError, match="module 'nowhere' cannot be imported"):
+        make_generic("nowhere:Corridors/C-v0")
+
+
+class Narrow(Corridor):
+    """Refuses actions outside of bounds that single precision cannot hold."""
+
+    action_space = spaces.Box(-1, 0.1, (1,), np.float64)
+
+    def step(self, action):
+        assert self.action_space.contains(action)
+        return super().step(action)
+
+
+gymnasium.register("LatentGymTest/Narrow-v0", Narrow, max_episode_steps=5)
+
+
+def test_actions_stay_in_a_space_of_double_precision():
+    env = make_generic("LatentGymTest/Narrow-v0", pixels=False)
+    env.reset(seed=0)
+    env.step(np.ones(1))
 
 
 def test_observation_contract_and_success_come_from_the_environment():

@@ -80,6 +80,20 @@ def test_an_encoder_that_differs_is_refused(saved: Path) -> None:
     assert load_policy(saved, load_encoder("random:3")).name == "cloning on random"
 
 
+def test_an_encoder_of_equal_weights_fits_wherever_it_lies(dataset: Dataset, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    ensure_torchvision()
+    config = transformers.Dinov2Config(
+        image_size=28, patch_size=14, hidden_size=16, num_hidden_layers=1, num_attention_heads=2
+    )
+    transformers.Dinov2Model(config).save_pretrained(tmp_path / "one")
+    policy = train_policy(dataset, load_encoder(tmp_path / "one", device="cpu"), steps=2, batch_size=8, hidden=(8,))
+    saved = policy.save(tmp_path / "policy")
+    (tmp_path / "one").rename(tmp_path / "two")
+    moved = load_encoder(tmp_path / "two", device="cpu")
+    assert load_policy(saved, moved).encoder is moved  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize("source", ["{}+duplicated", "twin:{}", "twin:{}+causal"])
 def test_a_policy_reopens_an_encoder_that_is_fed_another_way_or_drawn_anew(
     dataset: Dataset, tmp_path: Path, source: str

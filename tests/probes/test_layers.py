@@ -10,7 +10,7 @@ import torch
 
 from latentgym.encoders import Encoder, EncoderSpec, FeatureCache, Latents, View, encode_view
 from latentgym.encoders.features import default_batch_size, encode_episodes_layers
-from latentgym.encoders.registry import at_layers
+from latentgym.encoders.registry import at_layers, load_encoder
 from latentgym.errors import LatentGymError
 from latentgym.probes import probe, probe_layers, write_depth_profile
 from latentgym.trajectories import Dataset
@@ -50,6 +50,14 @@ def test_every_block_comes_from_one_pass(points: Dataset, tmp_path: Path) -> Non
     encoder.passes[0] = 0
     cache.get_layers(points, layers, View("single"))
     assert encoder.passes[0] == 0
+
+
+def test_an_encoder_that_is_read_at_an_inner_layer_still_has_its_last() -> None:
+    encoder = load_encoder("random", layer=1)
+    specs = [one.spec for one in at_layers(encoder, [0, 1, -1, 4])]
+    assert [spec.layer for spec in specs] == [0, 1, -1, -1]
+    assert (specs[2].embed_dim, specs[2].grid) == (64, (8, 8))
+    assert load_encoder("random").spec == specs[2]
 
 
 def test_missing_shards_of_one_layer_are_filled(points: Dataset, tmp_path: Path) -> None:

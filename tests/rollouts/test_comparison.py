@@ -48,6 +48,11 @@ def test_a_clear_difference_stops_early_with_the_outcomes_of_evaluate() -> None:
     assert "the second is better" in found.describe()
 
 
+def test_policies_go_by_name() -> None:
+    found = compare_policies(REACH, "expert", "random", maximum=20, block=5, **FAST)
+    assert found.policies == ("expert", "random actions") and found.verdict == "first"
+
+
 def test_the_block_changes_nothing() -> None:
     found = [compare_policies(REACH, ExpertPolicy(), Still(), maximum=20, block=block, **FAST) for block in (3, 7)]
     assert found[0] == found[1]

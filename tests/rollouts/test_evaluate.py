@@ -102,6 +102,19 @@ def test_an_episode_does_not_depend_on_the_seeds_around_it(cloned: CheckpointedP
     assert evaluate(ENV_ID, cloned, seeds[::-1], batch_size=4, per_step=True).records[::-1] == together
 
 
+def test_videos_of_an_earlier_policy_are_not_taken_for_this_ones(tmp_path: Path) -> None:
+    first = evaluate(CLOCK_ID, Watcher(), range(12), batch_size=2, video_dir=tmp_path, videos=(3, 3))
+    won = next(record.seed for record in first.records if record.success)
+    (tmp_path / f"failure-{won}.mp4").write_bytes(b"of an earlier policy")
+    again = evaluate(CLOCK_ID, Watcher(), range(12), batch_size=2, video_dir=tmp_path, videos=(3, 3))
+    assert again.videos == first.videos
+
+
+def test_videos_without_frames_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(LatentGymError, match="videos need frames"):
+        evaluate(CLOCK_ID, Watcher(), [0], env_options={"pixels": False}, video_dir=tmp_path)
+
+
 def test_videos_show_the_first_of_each_outcome(tmp_path: Path) -> None:
     evaluation = evaluate(CLOCK_ID, Watcher(), range(30), batch_size=2, video_dir=tmp_path, videos=(2, 3))
     names = ["success-0.mp4", "success-2.mp4", "failure-1.mp4", "failure-3.mp4", "failure-5.mp4"]

@@ -83,6 +83,14 @@ def test_optional_parts(make_store, make_episode):
     assert dict(found.frames) == {}
 
 
+def test_an_episode_that_was_copied_without_its_record_is_written_anew(recorded, make_store, make_episode):
+    (recorded / "episodes" / "000001" / "episode.json").unlink()
+    store = make_store(recorded)
+    assert store.missing() == (1,)
+    store.write(1, make_episode(seed=1, steps=6))
+    assert_same(open_dataset(recorded).episode(1), make_episode(seed=1, steps=6))
+
+
 def test_strided_arrays_are_stored_as_they_look(make_store, make_episode):
     store = make_store(episodes=1)
     episode = make_episode(action=np.arange(24, dtype=np.float32).reshape(2, 12).T[::2])
