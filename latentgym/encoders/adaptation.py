@@ -25,6 +25,7 @@ from latentgym.encoders.adapted import (
 )
 from latentgym.encoders.contract import Encoder, Latents
 from latentgym.encoders.features import pool
+from latentgym.encoders.feeding import split_feeding
 from latentgym.encoders.optimisation import (
     GRADIENT_NORM,
     STATE_NAME,
@@ -289,9 +290,10 @@ class _Run:
     def finish(self, source: str) -> None:
         """Save the encoder and drop the training state."""
         base = base_record(source, self.base)
-        folder = Path(source).expanduser()
-        if find_factory(source.partition(":")[0]) is None and folder.is_dir():
-            base["files"] = copy_base(folder, self.out)
+        place, feeding = split_feeding(source)
+        folder = Path(place).expanduser()
+        if find_factory(place.partition(":")[0]) is None and folder.is_dir():
+            base |= {"files": copy_base(folder, self.out), "feeding": feeding}
         encoder = self.base
         if self.adapter is not None:
             encoder = AdaptedEncoder(self.base, self.adapter, self.base.spec)

@@ -252,7 +252,13 @@ def _open_base(folder: Path, recorded: Mapping[str, Any], arm: str) -> Encoder:
         if not path.is_file() or file_digest(path) != digest:
             raise CorruptDataError(f"{path} is missing or differs from its recorded digest; adapt again")
     try:
-        base = load_encoder(source, image_size=recorded["image_size"], device="cpu", dtype="float32")
+        base = load_encoder(
+            source,
+            image_size=recorded["image_size"],
+            feeding=recorded.get("feeding", "native"),
+            device="cpu",
+            dtype="float32",
+        )
     except LatentGymError as error:
         kind = CorruptDataError if isinstance(error, CorruptDataError) else LatentGymError
         raise kind(f"{folder} adapts the encoder {source}, which cannot be opened: {error}") from error

@@ -210,7 +210,8 @@ def load_policy(path: str | Path, encoder: Encoder | str | Path | None = None) -
 
 def _encoder_of(folder: Path, recorded: Mapping[str, Any], encoder: Encoder | None) -> Encoder:
     if encoder is None:
-        encoder = _reopen(folder, recorded)
+        own = folder / ENCODER_NAME
+        encoder = load_encoder(own) if own.is_dir() else reopen_encoder(recorded, str(folder))
     check_encoder(encoder, recorded, str(folder))
     return encoder
 
@@ -238,18 +239,27 @@ def check_encoder(encoder: Encoder, recorded: Mapping[str, Any], policy: str) ->
         )
 
 
-def _reopen(folder: Path, recorded: Mapping[str, Any]) -> Encoder:
-    if (folder / ENCODER_NAME).is_dir():
-        return load_encoder(folder / ENCODER_NAME)
+def reopen_encoder(recorded: Mapping[str, Any], policy: str, source: str | None = None) -> Encoder:
+    """Open the encoder that a policy was trained on again, at the layer, feeding, size and dtype that it had.
+
+    Args:
+        recorded: fields of its spec.
+        policy: name of the policy in errors.
+        source: what it was opened by, if that is known; otherwise its name or source.
+
+    Raises:
+        CorruptDataError: if ``recorded`` is no spec.
+        LatentGymError: if it cannot be opened.
+    """
     fields: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in recorded.items()
     }
     try:
         spec = EncoderSpec(**fields)
     except TypeError as error:
-        raise CorruptDataError(f"{folder / RECORD_NAME} holds no valid encoder spec: {error}") from error
+        raise CorruptDataError(f"policy {policy} holds no valid encoder spec: {error}") from error
     _, feeding = split_feeding(spec.name)
-    source = reopening_source(spec)
+    source = reopening_source(spec) if source is None else split_feeding(source)[0]
     try:
         return load_encoder(
             source,
@@ -260,7 +270,7 @@ def _reopen(folder: Path, recorded: Mapping[str, Any]) -> Encoder:
         )
     except LatentGymError as error:
         raise LatentGymError(
-            f"the encoder {spec.name!r} of policy {folder} cannot be opened from {source!r} ({error}); "
+            f"the encoder {spec.name!r} of policy {policy} cannot be opened from {source!r} ({error}); "
             "open it yourself and pass it: load_policy(path, encoder)"
         ) from error
 

@@ -25,9 +25,15 @@ from numpy.typing import NDArray
 
 from latentgym.encoders.contract import Encoder
 from latentgym.envs.contract import contract_of
-from latentgym.envs.wrappers.latent_space import GOAL_KEYS, LatentSettings, ObservationEncoder, shared_encoder
+from latentgym.envs.wrappers.latent_space import (
+    GOAL_KEYS,
+    LatentSettings,
+    ObservationEncoder,
+    encoder_in_use,
+    shared_encoder,
+)
 from latentgym.errors import CorruptDataError, LatentGymError
-from latentgym.policies.checkpoint import CheckpointedPolicy, Training, check_encoder
+from latentgym.policies.checkpoint import CheckpointedPolicy, Training, check_encoder, reopen_encoder
 from latentgym.policies.regression import steady_linear
 from latentgym.trajectories.episode import ActionSpec
 
@@ -188,7 +194,11 @@ class StableBaselinesPolicy(CheckpointedPolicy):
                     "latentgym.envs.wrappers.LatentObservation, or name the encoder: load_policy(path, encoder)"
                 )
             return cls(actor, shared_encoder(encoder), history=None)
-        found = shared_encoder(encoder or identity["source"])
+        if encoder is None:
+            known = identity["encoder"]
+            found = encoder_in_use(known) or reopen_encoder(known, label, identity["source"])
+        else:
+            found = shared_encoder(encoder)
         check_encoder(found, identity["encoder"], label)
         env = identity["env"]
         training = None if env is None else Training.from_dict({**env, "camera": identity["camera"], "dataset_key": ""})

@@ -80,6 +80,7 @@ class InProcess:
             self._filmed[0] = self._schedule.may_film(number)
             with self._attempt(0):
                 self._runners[0].play(policy, self._schedule.seed(number), self._filmed[0])
+            if self._episodes[0] is not None:
                 self._finish(0)
 
     def _act(self, actor: Actor, slots: Slots) -> None:
@@ -96,12 +97,13 @@ class InProcess:
                 self.batches += 1
                 for slot, action in zip(batch, actions, strict=True):
                     self._latencies[slot].append(latency)
+                    over = False
                     with self._attempt(slot):
                         observation, over = self._runners[slot].step(action)
-                        if over:
-                            self._finish(slot)
-                        else:
+                        if not over:
                             slots.put(slot, observation)
+                    if over:
+                        self._finish(slot)
             begun = {}
 
     def _begin(self, slots: Slots) -> dict[int, int]:

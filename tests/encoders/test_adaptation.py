@@ -145,6 +145,15 @@ def test_folder_is_whole_without_its_base(dataset, dino, tmp_path):
     assert torch.equal(tokens(moved, dataset), before)
 
 
+def test_a_folder_with_a_feeding_is_copied_too(dataset, tmp_path):
+    video = pretrain("masked_video", [(dataset, SPLIT.train)], out=tmp_path / "video", steps=2, batch_size=4)
+    out = run(f"{video}+duplicated", dataset, tmp_path / "out")
+    before, spec = tokens(out, dataset), load_encoder(out).spec
+    shutil.rmtree(video)
+    assert torch.equal(tokens(out, dataset), before)
+    assert spec.clip_length == 1 and "+duplicated" in spec.name
+
+
 def test_adapter_leaves_the_trunk_and_inner_layers_alone(dataset, dino, tmp_path):
     out = run(dino, dataset, tmp_path / "out")
     encoder, base = load_encoder(out), load_encoder(dino)

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import dataclasses
+import subprocess
+import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +14,7 @@ import pytest
 from gymnasium import spaces
 
 from latentgym.encoders import load_encoder
+from latentgym.encoders.torchvision_fallback import ensure_torchvision
 from latentgym.envs import make_env
 from latentgym.envs.wrappers import LatentObservation
 from latentgym.errors import CorruptDataError, LatentGymError
@@ -119,6 +123,35 @@ def test_a_model_for_another_environment_or_encoder_is_refused(tmp_path: Path) -
         policy.bind([make_env(REACH)])
     with pytest.raises(LatentGymError, match="does not fit encoder"):
         load_policy(tmp_path / "model.zip", load_encoder("pixels", image_size=8))
+
+
+def test_a_model_on_an_encoder_object_is_opened_with_its_layer(tmp_path: Path) -> None:
+    ensure_torchvision()
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+    transformers.Dinov2Model(transformers.Dinov2Config(**sizes)).save_pretrained(tmp_path / "encoder")
+    encoder = load_encoder(tmp_path / "encoder", layer=0)
+    model = ppo(LatentObservation(make_env(REACH, **OPTIONS), encoder))
+    model.save(tmp_path / "model")
+    assert StableBaselinesPolicy.from_model(model).encoder is encoder
+    expected = evaluate(REACH, model, seeds=range(2)).records
+    del model, encoder
+    policy = load_policy(tmp_path / "model.zip")
+    assert policy.encoder is not None and policy.encoder.spec.layer == 0
+    assert evaluate(REACH, policy, seeds=range(2)).records == expected
+
+
+def test_a_model_on_an_encoder_of_this_process_alone_says_what_to_pass(tmp_path: Path) -> None:
+    encoder = load_encoder("random")
+    encoder.spec = dataclasses.replace(encoder.spec, name="mine", source="")
+    model = ppo(LatentObservation(make_env(REACH, **OPTIONS), encoder))
+    model.save(tmp_path / "model")
+    assert load_policy(tmp_path / "model.zip").encoder is encoder  # as long as it is in use
+    program = "import sys; from latentgym.policies import load_policy; load_policy(sys.argv[1])"
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "model.zip")], capture_output=True, text=True, check=False
+    )
+    assert "the encoder 'mine' of policy" in done.stderr and "load_policy(path, encoder)" in done.stderr
 
 
 def test_a_model_that_does_not_say_where_it_comes_from_needs_an_encoder(tmp_path: Path) -> None:

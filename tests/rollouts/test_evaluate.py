@@ -102,6 +102,15 @@ def test_an_episode_does_not_depend_on_the_seeds_around_it(cloned: CheckpointedP
     assert evaluate(ENV_ID, cloned, seeds[::-1], batch_size=4, per_step=True).records[::-1] == together
 
 
+@pytest.mark.parametrize(("policy", "workers"), [("random", 0), ("expert", 0), ("random", 1)])
+def test_what_progress_raises_comes_back_as_it_is(policy: str, workers: int) -> None:
+    def stop(done: int, whole: int) -> None:
+        raise KeyError(f"{done} of {whole}")
+
+    with pytest.raises(KeyError, match="1 of 2"):
+        evaluate(ENV_ID, policy, seeds=range(2), workers=workers, env_options={"horizon": 3}, progress=stop)
+
+
 def test_videos_of_an_earlier_policy_are_not_taken_for_this_ones(tmp_path: Path) -> None:
     first = evaluate(CLOCK_ID, Watcher(), range(12), batch_size=2, video_dir=tmp_path, videos=(3, 3))
     won = next(record.seed for record in first.records if record.success)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -99,7 +100,7 @@ class ObservationEncoder:
         goals = {key: self._space[key] for key in GOAL_KEYS if key in self._space.spaces}
         self.has_goals = len(goals) == len(GOAL_KEYS)
         identity = {
-            "source": str(settings.encoder) if isinstance(settings.encoder, str | Path) else self.encoder.spec.source,
+            "source": str(settings.encoder) if isinstance(settings.encoder, str | Path) else None,
             "goals": self.has_goals,
             "encoder": dataclasses.asdict(self.encoder.spec),
             "camera": self._camera,
@@ -197,6 +198,7 @@ def as_dict_space(space: spaces.Space[Any], camera: str) -> spaces.Dict:
 def shared_encoder(source: str | Path | Encoder, device: str = "auto") -> Encoder:
     """An encoder that every wrapper of this process shares, opened once for as long as one of them is in use."""
     if isinstance(source, Encoder):
+        _OPEN[id(source),] = source
         return source
     folder = Path(source).expanduser()
     changed = max((file.stat().st_mtime_ns for file in folder.iterdir()), default=0) if folder.is_dir() else 0
@@ -205,6 +207,15 @@ def shared_encoder(source: str | Path | Encoder, device: str = "auto") -> Encode
     if encoder is None:
         encoder = _OPEN[key] = load_encoder(source, device=device)
     return encoder
+
+
+def encoder_in_use(spec: Mapping[str, Any]) -> Encoder | None:
+    """The encoder of a wrapper of this process whose spec has these fields, if there is one."""
+    wanted = json.dumps(spec, sort_keys=True)
+    alike = (
+        encoder for encoder in _OPEN.values() if json.dumps(dataclasses.asdict(encoder.spec), sort_keys=True) == wanted
+    )
+    return next(alike, None)
 
 
 def _environment(contract: EnvContract) -> dict[str, Any]:
