@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 
 from latentgym.artifacts import canonical_json
 from latentgym.encoders.contract import Encoder, EncoderSpec
+from latentgym.encoders.torchvision_fallback import ensure_torchvision
 
 
 def weights_digest(module: torch.nn.Module, facts: Mapping[str, Any] | None = None) -> str:
@@ -42,6 +44,13 @@ class AllRead(Exception):
     """Leaves a network by a hook once every block that was asked for is read: what follows need not be computed."""
 
 
+def _blank(kind: type[FrozenEncoder], uses_torchvision: bool) -> FrozenEncoder:
+    """An encoder without content, in a process that can import what its content needs."""
+    if uses_torchvision:
+        ensure_torchvision()
+    return kind.__new__(kind)
+
+
 class FrozenEncoder(Encoder):
     """An encoder around a torch module in evaluation mode whose parameters take no gradient.
 
@@ -59,6 +68,10 @@ class FrozenEncoder(Encoder):
         self.set_dtype(getattr(torch, spec.dtype))
         for tensor in (*model.parameters(), *model.buffers()):
             _align(tensor)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # What unpickles transformers' and timm's classes imports torchvision.
+        return _blank, (type(self), "torchvision" in sys.modules), self.__dict__
 
     @property
     def dtype(self) -> torch.dtype:

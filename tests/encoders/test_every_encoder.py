@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pickle
 import shutil
 
 import numpy as np
@@ -130,6 +131,15 @@ def test_save_load_encode_check(source, name):
     assert encoder.spec.family and encoder.spec.source
     assert bool(encoder.spec.weights_digest) == (name not in ("pixels", "proprio", "state"))
     assert check_encoder(encoder) == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_pickled_copy_encodes_the_same_bits(source, name):
+    encoder = load_encoder(source(name), device="cpu", image_size=SIZES.get(name))
+    clip = clip_for(encoder.spec, 1)
+    copied = pickle.loads(pickle.dumps(encoder))
+    assert copied.spec == encoder.spec
+    assert torch.equal(copied.encode(clip).tokens, encoder.encode(clip).tokens)
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in (*OBJECTIVES, *REGISTERED)])

@@ -17,6 +17,7 @@ import pytest
 from toy_policies import Faulty, Nowhere, Slanted, SlowToOpen, Wanderer
 
 from latentgym.encoders import load_encoder
+from latentgym.encoders.torchvision_fallback import ensure_torchvision
 from latentgym.envs.recording import record
 from latentgym.errors import LatentGymError
 from latentgym.policies import CheckpointedPolicy, CloningPolicy, ExpertPolicy, Policy, train_policy
@@ -109,6 +110,17 @@ def test_a_frozen_encoder_acts_alike_for_every_number_of_workers(data: Any, head
         spread = evaluate(REACH, policy, seeds, workers=workers, inference=inference, **short)
         assert spread.records == here.records
     assert (_pickled(policy, inference) is None) == (inference == "main")  # a small encoder is copied
+
+
+def test_workers_open_copies_of_what_transformers_made(data: Any, tmp_path: Path) -> None:
+    ensure_torchvision()
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+    transformers.Dinov2Model(transformers.Dinov2Config(**sizes)).save_pretrained(tmp_path / "encoder")
+    policy = train_policy(data, load_encoder(tmp_path / "encoder"), steps=2, hidden=(8,))
+    short: dict[str, Any] = {"env_options": {"horizon": 4}, "batch_size": 2}
+    here = evaluate(REACH, policy, range(3), **short)
+    assert evaluate(REACH, policy, range(3), workers=1, inference="workers", **short).records == here.records
 
 
 def test_experts_act_beside_the_simulator() -> None:
