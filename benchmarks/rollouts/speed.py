@@ -1,7 +1,7 @@
 """Environment steps per second of evaluation, against the floor and against the usual ways.
 
     python benchmarks/rollouts/speed.py OUT [--env ID ...] [--encoder random] [--workers 2] [--repeats 3] [--steps 1500]
-        [--episodes 60]
+        [--episodes 60] [--inference auto]
 
 Prints, for each environment, one table with everything from one run, same environment, policy and encoder, batches of
 ``BENCH_BATCH`` (4) observations:
@@ -9,7 +9,8 @@ Prints, for each environment, one table with everything from one run, same envir
 - floor: CPU-seconds of step + render + encode + head, divided by the number of cores; with an encoder on a GPU the
   larger of step + render, divided by the number of cores, and the time that the GPU is busy with copies and kernels of
   encode + head. Measured in one process that does nothing else, with full batches.
-- ours: ``evaluate(..., workers=W)``, after its environments are made.
+- ours: ``evaluate(..., workers=W)``, after its environments are made; with ``--inference workers`` every worker has a
+  copy of the policy, on a GPU too, so that their kernels are launched side by side.
 - independent: W processes that each do what the floor was measured on, with no word between them: what this machine
   gives to W busy processes at that moment. Where other jobs run too, it stands for the floor in wall time.
 - vector: a loop over Gymnasium's AsyncVectorEnv in batches of episodes, each batch until its longest episode is over.
@@ -154,9 +155,10 @@ def run_independent(env_id: str, folder: Path, steps: int, workers: int) -> dict
     return {"steps_per_s": rate, "cores": cores, "cpu_s_per_step": cores / rate}
 
 
-def run_ours(env_id: str, policy: Policy, episodes: int, workers: int, batch_size: int) -> dict[str, float]:
+def run_ours(env_id: str, policy: Policy, episodes: int, workers: int, inference: str) -> dict[str, float]:
     began = time.perf_counter()
-    evaluation = evaluate(env_id, policy, rollout_seeds(0, env_id, episodes), workers=workers, batch_size=batch_size)
+    seeds = rollout_seeds(0, env_id, episodes)
+    evaluation = evaluate(env_id, policy, seeds, workers=workers, batch_size=BATCH, inference=inference)
     whole = time.perf_counter() - began
     timing = evaluation.timing
     assert timing is not None
@@ -249,7 +251,7 @@ def compare(env_id: str, arguments: argparse.Namespace) -> dict[str, Any]:
         runs["alone"].append(run_alone(env_id, folder, arguments.steps // 2, repeat))
         if not on_gpu(policy):
             runs["independent"].append(run_independent(env_id, folder, arguments.steps, workers))
-        runs["ours"].append(run_ours(env_id, policy, arguments.episodes, workers, BATCH))
+        runs["ours"].append(run_ours(env_id, policy, arguments.episodes, workers, arguments.inference))
         if not arguments.no_vector:
             with contextlib.suppress(ImportError):
                 runs["vector"].append(run_vector(env_id, policy, arguments.episodes, 2 * BATCH))
@@ -266,6 +268,7 @@ def compare(env_id: str, arguments: argparse.Namespace) -> dict[str, Any]:
         "cores": cores,
         "workers": workers,
         "batch_size": BATCH,
+        "inference": arguments.inference,
         "alone_ms": {"step + render": env_ms, "encode + head": policy_ms, "encode + head on the GPU": gpu_ms},
         "floor_steps_per_s": 1e3 / floor_ms,
         "independent": median(runs["independent"]),
@@ -317,6 +320,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--episodes", type=int, default=60)
+    parser.add_argument("--inference", default="auto", help="auto, main or workers: where ours encodes and acts")
     parser.add_argument("--no-vector", action="store_true")
     arguments = parser.parse_args()
     for env_id in arguments.env:

@@ -55,7 +55,7 @@ class FedEncoder(Encoder):
     def __init__(self, encoder: Encoder, feeding: str) -> None:
         self.encoder, self.feeding = encoder, feeding
         self.device, self.concurrent = encoder.device, encoder.concurrent
-        self.label_episodes = encoder.label_episodes
+        self.label_episodes = dict(encoder.label_episodes)
         spec = encoder.spec
         causal = feeding == "causal"
         self.spec = dataclasses.replace(

@@ -170,6 +170,13 @@ class CheckpointedPolicy(Policy):
         return path
 
 
+def policy_place(path: str | Path) -> Path:
+    """Where a policy lies; Stable-Baselines3 adds ``.zip`` to the names that it is given."""
+    place = Path(path)
+    model = place.with_name(f"{place.name}.zip") if place.name else place
+    return model if not place.exists() and model.is_file() else place
+
+
 def load_policy(path: str | Path, encoder: Encoder | str | Path | None = None) -> CheckpointedPolicy:
     """Open a saved policy together with the very encoder that it was trained on. Nothing is unpickled.
 
@@ -182,7 +189,7 @@ def load_policy(path: str | Path, encoder: Encoder | str | Path | None = None) -
         CorruptDataError: if a file is missing, truncated or altered.
         LatentGymError: if the encoder differs from the one that the policy was trained on.
     """
-    folder = Path(path)
+    folder = policy_place(path)
     if folder.is_file():
         from latentgym.policies.stable_baselines import StableBaselinesPolicy
 
@@ -211,7 +218,7 @@ def load_policy(path: str | Path, encoder: Encoder | str | Path | None = None) -
 def _encoder_of(folder: Path, recorded: Mapping[str, Any], encoder: Encoder | None) -> Encoder:
     if encoder is None:
         own = folder / ENCODER_NAME
-        encoder = load_encoder(own) if own.is_dir() else reopen_encoder(recorded, str(folder))
+        encoder = reopen_encoder(recorded, str(folder), str(own) if own.is_dir() else None)
     check_encoder(encoder, recorded, str(folder))
     return encoder
 

@@ -31,7 +31,15 @@ ALGORITHMS = {"ppo": "PPO", "sac": "SAC", "td3": "TD3"}
 _OFF_POLICY = ("sac", "td3")
 _SEED_BITS = 2**32
 
-Checkpoint = Callable[[int, StableBaselinesPolicy], Mapping[str, Any]]
+Checkpoint = Callable[[int, StableBaselinesPolicy], Mapping[str, Any] | None]
+
+
+class _CallerError(Exception):
+    """What a callback of the caller raised, which is no failure of training."""
+
+    def __init__(self, raised: Exception) -> None:
+        super().__init__(raised)
+        self.raised = raised
 
 
 @dataclasses.dataclass
@@ -113,13 +121,16 @@ def train_rl(
     curve = LearningCurve()
     with contextlib.closing(env), _private_randomness():
         model = _model(algorithm, env, normalize, derive_seed(seed, "train-rl") % _SEED_BITS, algorithm_options or {})
+        StableBaselinesPolicy.from_model(model, shared)  # an actor that cannot be read is refused before it learns
         follow = _follower(curve, shared, checkpoint_every, on_checkpoint, steps, progress)
         try:
             model.learn(steps, callback=follow)
-        except (ValueError, RuntimeError) as error:
+        except _CallerError as error:
+            raise error.raised from None
+        except (TypeError, ValueError, RuntimeError) as error:
             raise LatentGymError(
                 f"{algorithm} on {shared.spec.name!r} in {env_id} stopped after {model.num_timesteps} steps: {error}; "
-                "if it diverged, lower learning_rate in the algorithm's options"
+                "check the algorithm's options; if it diverged, lower learning_rate"
             ) from error
         policy = StableBaselinesPolicy.from_model(model, shared)
     policy.facts = {
@@ -171,9 +182,9 @@ def _model(algorithm: str, env: gymnasium.Env[Any, Any], normalize: bool, seed: 
     vector: Any = DummyVecEnv([lambda: env])
     if normalize:
         vector = VecNormalize(vector, norm_reward=algorithm not in _OFF_POLICY, gamma=chosen.get("gamma", 0.99))
-    # The class keeps and changes the policy_kwargs that it is given.
-    chosen["policy_kwargs"] = dict(chosen.get("policy_kwargs") or {})
     try:
+        # The class keeps and changes the policy_kwargs that it is given.
+        chosen["policy_kwargs"] = dict(chosen.get("policy_kwargs") or {})
         return kind("MultiInputPolicy" if goals else "MlpPolicy", vector, seed=seed, **chosen)
     except (TypeError, ValueError, AssertionError) as error:
         raise LatentGymError(f"{algorithm} does not take {dict(options)}: {error}") from error
@@ -202,11 +213,15 @@ def _follower(
             for name, values in (("reward", curve.reward), ("success", curve.success), ("length", curve.length)):
                 values.append(running[name])
             running.update(reward=0.0, success=False, length=0)
-        if progress is not None:
-            progress(min(int(model.num_timesteps), steps), steps)
-        if on_checkpoint is not None and every is not None and model.num_timesteps % every == 0:
-            found = on_checkpoint(int(model.num_timesteps), StableBaselinesPolicy.from_model(model, encoder))
-            curve.checkpoints.append({"step": int(model.num_timesteps), **found})
+        done = int(model.num_timesteps)
+        try:
+            if progress is not None:
+                progress(min(done, steps), steps)
+            if on_checkpoint is not None and every is not None and done % every == 0:
+                found = on_checkpoint(done, StableBaselinesPolicy.from_model(model, encoder))
+                curve.checkpoints.append({"step": done, **(found or {})})
+        except Exception as error:
+            raise _CallerError(error) from error
         return True
 
     return follow

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from latentgym.encoders.contract import Encoder
 from latentgym.envs.contract import contract_of
 from latentgym.envs.wrappers.latent_space import (
+    DEFAULT_CAMERA,
     GOAL_KEYS,
     LatentSettings,
     ObservationEncoder,
@@ -45,6 +46,8 @@ _ACTIVATIONS = {
     "SiLU": torch.nn.functional.silu,
     "LeakyReLU": torch.nn.functional.leaky_relu,
 }
+# What they do to actions is known: scaling from one range to another, and clipping.
+_KNOWN_ACTION_WRAPPERS = ("RescaleAction", "ClipAction")
 # Where the actor's layers are in the state dict: hidden layers, output layer, activation and squashing by default.
 _ACTORS = {
     "on-policy (PPO, A2C)": ("mlp_extractor.policy_net.", "action_net", "Tanh", False),
@@ -64,6 +67,8 @@ class Actor:
         mean: ``(F,)`` subtracted from observations, or ``None``.
         scale: ``(F,)`` that they are divided by.
         clip: bound of normalised observations.
+        low: lower bounds of the actions that it learned, A of them; ``None`` for the environment's own.
+        high: upper bounds. Where they are not the environment's, actions are scaled to its range.
     """
 
     layers: tuple[tuple[torch.Tensor, torch.Tensor], ...]
@@ -72,6 +77,8 @@ class Actor:
     mean: torch.Tensor | None = None
     scale: torch.Tensor | None = None
     clip: float = 0.0
+    low: tuple[float, ...] | None = None
+    high: tuple[float, ...] | None = None
 
     @property
     def inputs(self) -> int:
@@ -96,7 +103,13 @@ class Actor:
         low, high = (np.asarray(bound, np.float32) for bound in (spec.low, spec.high))
         if self.squashes:
             return np.asarray(low + (torch.tanh(values).numpy() + 1) * (high - low) / 2, np.float32)
-        return np.clip(values.numpy(), low, high)
+        own_low, own_high = (
+            bound if own is None else np.asarray(own, np.float32) for own, bound in ((self.low, low), (self.high, high))
+        )
+        actions = np.clip(values.numpy(), own_low, own_high)
+        if not np.allclose([own_low, own_high], [low, high], rtol=1e-6):
+            actions = low + (actions - own_low) / (own_high - own_low) * (high - low)
+        return np.asarray(actions, np.float32)
 
 
 class StableBaselinesPolicy(CheckpointedPolicy):
@@ -109,6 +122,8 @@ class StableBaselinesPolicy(CheckpointedPolicy):
         history: latents that it sees; ``None`` finds it from the actor's input at the first observation.
         keep: observation keys beside the latents.
         pooling: how tokens become a vector.
+        camera: observation key of the frames; that of ``training``, or ``"pixels"``, by default.
+        env_id: id of its environment, where that is all that is known of it.
         goals: whether it sees an achieved and a desired goal.
         facts: how it was trained, as JSON types.
     """
@@ -125,12 +140,15 @@ class StableBaselinesPolicy(CheckpointedPolicy):
         history: int | None = 1,
         keep: Sequence[str] = (),
         pooling: str | None = None,
+        camera: str | None = None,
+        env_id: str | None = None,
         goals: bool = False,
         facts: Mapping[str, Any] | None = None,
     ) -> None:
         self.facts = dict(facts or {})
         self.actor, self.encoder, self.training = actor, encoder, training
         self.history, self.keep, self.pooling, self.goals = history, tuple(keep), pooling, goals
+        self.camera, self.env_id = camera or (training.camera if training else "") or DEFAULT_CAMERA, env_id
         self.name = f"reinforcement learning on {encoder.spec.name}"
         self.needs_pixels = encoder.spec.modality == "pixels"
         self.concurrent = encoder.concurrent
@@ -156,7 +174,11 @@ class StableBaselinesPolicy(CheckpointedPolicy):
         facts = {
             "policy_kwargs": {} if activation is None else {"activation_fn": str(activation)},
             "use_sde": getattr(model, "use_sde", False),
-            "action_space": {":type:": str(type(model.action_space))},
+            "action_space": {
+                ":type:": str(type(model.action_space)),
+                "low": getattr(model.action_space, "low", None),
+                "high": getattr(model.action_space, "high", None),
+            },
             "observation_space": {"identity": getattr(model.observation_space, "identity", None)},
         }
         actor = actor_of(model.policy.state_dict(), facts, "the model")
@@ -166,19 +188,35 @@ class StableBaselinesPolicy(CheckpointedPolicy):
         return cls._identified(actor, facts, encoder, "the model")
 
     @classmethod
-    def from_file(cls, path: str | Path, encoder: Encoder | str | Path | None = None) -> Self:
+    def from_file(
+        cls, path: str | Path, encoder: Encoder | str | Path | None = None, *, normalisation: Any = None
+    ) -> Self:
         """The policy of a model file, as ``model.save`` writes it. Nothing is unpickled.
 
         Args:
             path: the zip file.
             encoder: the encoder, where the model does not name it or it cannot be found again.
+            normalisation: the ``VecNormalize`` that the model was trained behind, whose moments are not in the file;
+                ``False`` if it left observations as they are. Files of PPO and A2C tell that there was one, those of
+                SAC, TQC, TD3 and DDPG do not.
 
         Raises:
             CorruptDataError: if the file is damaged or no model.
-            LatentGymError: if the model has no actor of linear layers, or no encoder is known.
+            LatentGymError: if the model has no actor of linear layers, if no encoder is known, or if it is known
+                to have been trained behind a ``VecNormalize`` that is not given.
         """
         tensors, facts = _read(Path(path))
         actor = actor_of(tensors, facts, str(path))
+        # On-policy models keep the last observation as it was before normalisation, only if there was some.
+        on_policy = any(name.startswith("mlp_extractor.") for name in tensors)
+        if normalisation is None and on_policy and facts.get("_last_original_obs") is not None:
+            raise LatentGymError(
+                f"{path} was trained behind VecNormalize, whose moments are not in the file; save the policy where "
+                "they are known, by StableBaselinesPolicy.from_model(model).save(folder), or open it by "
+                "StableBaselinesPolicy.from_file(path, normalisation=…), False if observations were left as they are"
+            )
+        if normalisation:
+            actor = _normalised(actor, normalisation)
         return cls._identified(actor, facts, encoder, str(path))
 
     @classmethod
@@ -191,7 +229,8 @@ class StableBaselinesPolicy(CheckpointedPolicy):
             if encoder is None:
                 raise LatentGymError(
                     f"{label} does not say which latents it was trained on; train it on "
-                    "latentgym.envs.wrappers.LatentObservation, or name the encoder: load_policy(path, encoder)"
+                    "latentgym.envs.wrappers.LatentObservation with nothing around it that changes observations, or, "
+                    "if it saw the latents as they are, name the encoder: load_policy(path, encoder)"
                 )
             return cls(actor, shared_encoder(encoder), history=None)
         if encoder is None:
@@ -200,11 +239,17 @@ class StableBaselinesPolicy(CheckpointedPolicy):
         else:
             found = shared_encoder(encoder)
         check_encoder(found, identity["encoder"], label)
+        strange = [name for name in identity.get("action_wrappers", ()) if name not in _KNOWN_ACTION_WRAPPERS]
+        if strange:
+            raise LatentGymError(
+                f"{label} was trained behind {', '.join(strange)}, so that its actions are not the environment's; "
+                f"known here: {', '.join(_KNOWN_ACTION_WRAPPERS)}"
+            )
         env = identity["env"]
         training = None if env is None else Training.from_dict({**env, "camera": identity["camera"], "dataset_key": ""})
         return cls(
             actor, found, training, history=identity["history"], keep=identity["keep"], pooling=identity["pooling"],
-            goals=identity["goals"],
+            camera=identity["camera"], env_id=identity.get("env_id"), goals=identity["goals"],
         )  # fmt: skip
 
     def bind(self, envs: Sequence[gymnasium.Env[Any, Any]], deliberate: Collection[str] = ()) -> None:
@@ -212,6 +257,10 @@ class StableBaselinesPolicy(CheckpointedPolicy):
         contract = contract_of(envs[0])
         if self.training is not None:
             self.training.check(contract, self.name, deliberate)
+        elif self.env_id not in (None, contract.env_id):
+            raise LatentGymError(
+                f"policy {self.name!r} does not fit environment {contract.env_id!r}: it was trained in {self.env_id!r}"
+            )
         if contract.action_spec.size != self.actor.size:
             raise LatentGymError(
                 f"policy {self.name!r} puts out {self.actor.size} action dimensions, {contract.env_id} takes "
@@ -252,9 +301,8 @@ class StableBaselinesPolicy(CheckpointedPolicy):
             for key, values in observation.items()
             if values.dtype != object
         }
-        camera = (self.training.camera if self.training else "") or "pixels"
         rows = len(self._fresh)
-        settings = LatentSettings(self.encoder, camera, self.history or 1, self.keep, self.pooling)
+        settings = LatentSettings(self.encoder, self.camera, self.history or 1, self.keep, self.pooling)
         observer = ObservationEncoder(settings, spaces.Dict(known), rows)
         if self.history is None and self.actor.inputs % observer.size == 0:
             self.history = self.actor.inputs // observer.size
@@ -271,10 +319,12 @@ class StableBaselinesPolicy(CheckpointedPolicy):
         """What the actor sees, and how it is built."""
         return {
             "training": self.training,
-            "actor": {name: getattr(self.actor, name) for name in ("activation", "squashes", "clip")},
+            "actor": {name: getattr(self.actor, name) for name in ("activation", "squashes", "clip", "low", "high")},
             "history": self.history,
             "keep": list(self.keep),
             "pooling": self.pooling,
+            "camera": self.camera,
+            "env_id": self.env_id,
             "goals": self.goals,
             "facts": self.facts,
         }
@@ -300,7 +350,7 @@ class StableBaselinesPolicy(CheckpointedPolicy):
         actor = Actor(layers, **record["actor"], mean=tensors.get("mean"), scale=tensors.get("scale"))
         training = record["training"] and Training.from_dict(record["training"])
         names = ("history", "keep", "pooling", "goals")
-        settings = {name: record[name] for name in names}
+        settings = {name: record[name] for name in names} | {name: record.get(name) for name in ("camera", "env_id")}
         return cls(actor, encoder, training, **settings, facts=record.get("facts", {}))
 
 
@@ -316,8 +366,13 @@ def actor_of(tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any], labe
         LatentGymError: if the actor is more than linear layers with one known activation between them.
     """
     strange = [name for name in tensors if "features_extractor." in name]
-    if strange or facts.get("use_sde") or "Box" not in str(_field(facts, "action_space", ":type:")):
-        reason = f"a network of its own in front ({strange[0]})" if strange else "gSDE, or actions that are no Box"
+    problems = {
+        f"a network of its own in front ({strange[0] if strange else ''})": bool(strange),
+        "generalised state-dependent exploration (use_sde)": bool(facts.get("use_sde")),
+        "actions that are no Box": "Box" not in str(_field(facts, "action_space", ":type:")),
+    }
+    reason = next((text for text, found in problems.items() if found), None)
+    if reason:
         raise LatentGymError(
             f"{label} has {reason}; expected MlpPolicy or MultiInputPolicy on flat latents with continuous actions"
         )
@@ -329,7 +384,8 @@ def actor_of(tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any], labe
             layers = tuple(
                 (tensors[f"{name}.weight"].cpu().clone(), tensors[f"{name}.bias"].cpu().clone()) for name in names
             )
-            return Actor(layers, _activation(facts, activation, label), squashes)
+            low, high = (_bound(_field(facts, "action_space", name)) for name in ("low", "high"))
+            return Actor(layers, _activation(facts, activation, label), squashes, low=low, high=high)
     known = "; ".join(_ACTORS)
     raise LatentGymError(f"{label} has no actor that is known here: {known}; found {', '.join(list(tensors)[:5])} …")
 
@@ -340,6 +396,14 @@ def _activation(facts: Mapping[str, Any], default: str, label: str) -> str:
     if name not in _ACTIVATIONS:
         raise LatentGymError(f"{label} uses the activation {given}; known here: {', '.join(_ACTIVATIONS)}")
     return name
+
+
+def _bound(given: Any) -> tuple[float, ...] | None:
+    """Bounds of actions from an array, or from what NumPy prints of one; ``None`` unless all are finite."""
+    if given is None:
+        return None
+    values = np.array(given.strip("[]").split(), float) if isinstance(given, str) else np.asarray(given, float)
+    return tuple(values.ravel().tolist()) if np.isfinite(values).all() else None
 
 
 def _field(facts: Mapping[str, Any], *path: str) -> Any:

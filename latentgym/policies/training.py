@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -115,6 +116,13 @@ def train_policy(
     chunk = kind.default_horizon if chunk is None else chunk
     if min(steps, history, batch_size, chunk) < 1 or (components is not None and components < 1):
         raise LatentGymError("train_policy: steps, history, batch_size, chunk and components must be at least 1")
+    if min(hidden, default=1) < 1 or not 0 < learning_rate < math.inf:
+        raise LatentGymError(
+            f"train_policy: widths of hidden layers and learning_rate must be positive, found {list(hidden)} and "
+            f"{learning_rate}"
+        )
+    if (head_options or {}).get("proposal") == "goal" and condition != "goal":
+        raise LatentGymError(f"train_policy: proposal='goal' needs condition='goal', found {condition!r}")
     split = split or split_episodes(dataset)
     chosen = choose_demonstrations(dataset, split.train, demonstrations, seed)
     others = tuple(index for index in split.train if dataset.policies[index] == RANDOM_POLICY)

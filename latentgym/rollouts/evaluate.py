@@ -18,7 +18,7 @@ from latentgym.artifacts import read_json, write_json
 from latentgym.encoders.contract import Encoder
 from latentgym.errors import CorruptDataError, LatentGymError, UnknownNameError
 from latentgym.policies import ExpertPolicy, Policy, RandomPolicy, StableBaselinesPolicy, load_policy
-from latentgym.policies.checkpoint import Training
+from latentgym.policies.checkpoint import Training, policy_place
 from latentgym.results import Row
 from latentgym.rollouts.actor import Actor, default_batch_size, is_small
 from latentgym.rollouts.engine import Engine, percentiles_ms
@@ -318,7 +318,7 @@ def resolve_policy(policy: Any) -> Policy:
         return ExpertPolicy()
     if str(name) == "random":
         return RandomPolicy()
-    if not Path(name).exists():
+    if not policy_place(name).exists():
         raise LatentGymError(
             f"no policy {str(name)!r}: expected 'expert', 'random', the folder of a trained policy, or a model file "
             "(.zip) of Stable-Baselines3"

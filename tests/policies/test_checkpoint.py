@@ -120,6 +120,13 @@ def test_a_policy_on_the_twin_of_a_small_encoder_is_saved_with_its_weights(datas
     assert again.encoder.spec == twin.spec
 
 
+def test_a_policy_on_an_inner_layer_of_a_small_encoder_is_opened_with_it(dataset: Dataset, tmp_path: Path) -> None:
+    encoder = load_encoder("random", layer=1, device="cpu")
+    again = load_policy(train_policy(dataset, encoder, steps=2, batch_size=8, hidden=(8,)).save(tmp_path / "policy"))
+    assert isinstance(again, CloningPolicy)
+    assert again.encoder.spec == encoder.spec
+
+
 def test_existing_folders_are_kept(saved: Path) -> None:
     with pytest.raises(LatentGymError, match="exists already"):
         load_policy(saved).save(saved)

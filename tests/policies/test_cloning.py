@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -130,6 +131,20 @@ def test_an_environment_that_differs_is_refused(policy: CloningPolicy) -> None:
 def test_numbers_below_one_are_refused(dataset: Dataset, option: str) -> None:
     with pytest.raises(LatentGymError, match="at least 1"):
         train_policy(dataset, load_encoder("state"), **{option: 0})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"hidden": (0,)},
+        {"learning_rate": -1.0},
+        {"head": "flow", "head_options": {"integration_steps": 2.5}},
+        {"head": "inverse_dynamics", "condition": "instruction", "head_options": {"proposal": "goal"}},
+    ],
+)
+def test_options_that_do_not_fit_are_refused_before_training(dataset: Dataset, options: dict[str, Any]) -> None:
+    with pytest.raises(LatentGymError, match=r"positive|whole number|condition='goal'"):
+        train_policy(dataset, load_encoder("state"), **{"instruction_encoder": "words", "steps": 10**9, **options})
 
 
 def test_divergence_is_an_error(dataset: Dataset) -> None:

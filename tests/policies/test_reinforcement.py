@@ -157,3 +157,28 @@ def test_soft_actor_critic_learns() -> None:
         assert evaluate("latentgym-test/Point-v0", policy, seeds=range(20), batch_size=20).summary.successes >= 18
     finally:
         del gymnasium.registry["latentgym-test/Point-v0"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"use_sde": True}, "use_sde"),
+        ({"policy_kwargs": {"activation_fn": torch.nn.Mish}}, "Mish"),
+        ({"policy_kwargs": 3}, "does not take"),
+        ({"batch_size": "x"}, "batch_size|options"),
+    ],
+)
+def test_what_could_not_be_opened_later_is_refused_before_training(options: dict[str, Any], words: str) -> None:
+    steps: list[int] = []
+    with pytest.raises(LatentGymError, match=words):
+        learn("ppo", algorithm_options={**OPTIONS["ppo"], **options}, progress=lambda done, _: steps.append(done))
+    assert len(steps) <= 16 and (not steps or "batch_size" in options)
+
+
+def test_what_a_callback_raises_comes_back_as_it_is() -> None:
+    def stop(step: int, policy: StableBaselinesPolicy) -> None:
+        if step == 16:
+            raise ValueError(f"enough at {step}")
+
+    with pytest.raises(ValueError, match="enough at 16"):
+        learn("sac", checkpoint_every=8, on_checkpoint=stop)

@@ -12,6 +12,7 @@ import gymnasium
 import numpy as np
 import pytest
 from gymnasium import spaces
+from gymnasium.wrappers import RescaleAction, TransformAction
 
 from latentgym.encoders import load_encoder
 from latentgym.encoders.torchvision_fallback import ensure_torchvision
@@ -98,6 +99,66 @@ def test_normalised_observations_stay_normalised(tmp_path: Path) -> None:
     model = ppo(normalisation).learn(16)
     policy = load_policy(StableBaselinesPolicy.from_model(model).save(tmp_path / "policy"))
     same_actions(model, policy, normalisation.normalize_obs)
+
+
+def test_a_file_trained_behind_normalisation_is_not_opened_without(tmp_path: Path) -> None:
+    from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+
+    normalisation = VecNormalize(DummyVecEnv([latent_env]), norm_reward=False)
+    for make in (ppo, sac):
+        model = make(normalisation).learn(16)
+        model.save(tmp_path / make.__name__)
+        if make is ppo:
+            with pytest.raises(LatentGymError, match="behind VecNormalize"):
+                load_policy(tmp_path / "ppo.zip")
+        policy = StableBaselinesPolicy.from_file(tmp_path / f"{make.__name__}.zip", normalisation=normalisation)
+        same_actions(model, policy, normalisation.normalize_obs)
+    model = ppo(VecNormalize(DummyVecEnv([latent_env]), norm_obs=False)).learn(16)
+    model.save(tmp_path / "rewards")
+    same_actions(model, StableBaselinesPolicy.from_file(tmp_path / "rewards.zip", normalisation=False))
+
+
+@pytest.mark.parametrize("make", [ppo, sac])
+def test_actions_are_scaled_as_they_were_for_the_learner(make: Any, tmp_path: Path) -> None:
+    raw = make_env(REACH, **OPTIONS)
+    wrapped = LatentObservation(RescaleAction(make_env(REACH, **OPTIONS), -5, 5), "pixels")
+    model = make(wrapped).learn(16)
+    model.save(tmp_path / "model")
+    opened = load_policy(tmp_path / "model.zip")
+    again = load_policy(opened.save(tmp_path / "policy"))
+    (observation, _), (latents, _) = raw.reset(seed=3), wrapped.reset(seed=3)
+    given, _ = model.predict(latents, deterministic=True)
+    expected = wrapped.env.action(given)  # type: ignore[attr-defined]
+    assert not np.allclose(given, expected)
+    for policy in (opened, again, StableBaselinesPolicy.from_model(model)):
+        policy.bind([raw])
+        policy.reset(np.ones(1, bool))
+        found = policy.act({key: np.asarray(value)[None] for key, value in observation.items()})[0]
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_actions_behind_an_unknown_wrapper_are_refused(tmp_path: Path) -> None:
+    inner = TransformAction(make_env(REACH, **OPTIONS), lambda action: -action, None)
+    model = ppo(LatentObservation(inner, "pixels"))
+    with pytest.raises(LatentGymError, match="trained behind TransformAction"):
+        StableBaselinesPolicy.from_model(model)
+
+
+def test_an_environment_without_a_contract_is_remembered_by_its_id_and_camera(tmp_path: Path) -> None:
+    raw = gymnasium.make("Reacher-v5", render_mode="rgb_array", width=32, height=32)
+    ppo(LatentObservation(raw, "pixels")).save(tmp_path / "model")
+    policy = load_policy(tmp_path / "model")  # Stable-Baselines3 has added .zip
+    assert isinstance(policy, StableBaselinesPolicy) and policy.camera == "pixels"
+    policy.bind([make_env("Reacher-v5", image_size=32)])
+    again = load_policy(policy.save(tmp_path / "policy"))
+    with pytest.raises(LatentGymError, match=r"trained in 'Reacher-v5'"):
+        again.bind([make_env("Swimmer-v5", image_size=32)])
+    renamed = gymnasium.wrappers.TransformObservation(
+        make_env(REACH, **OPTIONS),
+        lambda seen: {"wrist": seen["pixels"]},
+        spaces.Dict({"wrist": spaces.Box(0, 255, (32, 32, 3), np.uint8)}),
+    )
+    assert StableBaselinesPolicy.from_model(ppo(LatentObservation(renamed, "pixels", camera="wrist"))).camera == "wrist"
 
 
 def test_nothing_is_unpickled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

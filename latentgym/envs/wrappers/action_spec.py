@@ -58,6 +58,28 @@ def checked_action(action: Any, space: spaces.Box, env_id: str) -> NDArray[np.fl
     return np.clip(values, space.low, space.high)
 
 
+def same_bounds(space: spaces.Space[Any], spec: ActionSpec) -> bool:
+    """Whether the actions of ``space`` are bounded as ``spec`` says, in float32."""
+    if not isinstance(space, spaces.Box) or space.shape != (spec.size,):
+        return False
+    pairs = ((space.low, spec.low), (space.high, spec.high))
+    return all(np.array_equal(np.asarray(found, np.float32), np.asarray(said, np.float32)) for found, said in pairs)
+
+
+def action_wrappers(env: gymnasium.Env[Any, Any]) -> list[str]:
+    """Names of the action wrappers between ``env`` and what states its action spec, the outermost first."""
+    names = []
+    level: Any = env
+    while isinstance(level, gymnasium.Wrapper):
+        passes_on = isinstance(level, RebuiltFromSpec) and not isinstance(level, ActionSpecWrapper)
+        if not passes_on and ("contract" in vars(level) or hasattr(type(level), "contract")):
+            break
+        if isinstance(level, gymnasium.ActionWrapper):
+            names.append(type(level).__name__)
+        level = level.env
+    return names
+
+
 class ActionSpecWrapper(gymnasium.Wrapper[Any, Any, Any, Any], RebuiltFromSpec):
     """States what the action's dimensions mean: the contract of the wrapped environment with another action spec.
 
@@ -75,7 +97,7 @@ class ActionSpecWrapper(gymnasium.Wrapper[Any, Any, Any, Any], RebuiltFromSpec):
         RebuiltFromSpec.__init__(self, action_spec=dataclasses.asdict(action_spec))
         gymnasium.Wrapper.__init__(self, env)
         space = action_spec_of(env.action_space, contract_of(env).env_id)
-        if (space.low, space.high) != (action_spec.low, action_spec.high):
+        if not same_bounds(env.action_space, action_spec):
             raise LatentGymError(
                 f"{contract_of(env).env_id}: the action spec has bounds {action_spec.low} to {action_spec.high}, "
                 f"the action space {space.low} to {space.high}"

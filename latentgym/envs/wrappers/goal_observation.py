@@ -73,9 +73,12 @@ class GoalObservation(gymnasium.Wrapper[Any, Any, Any, Any], RebuiltFromSpec):
             reached, ended = bool(info["is_success"]), terminated or truncated
         self._goal = {goal_key(key): np.array(value) for key, value in observation.items()}
         observation, info = self.env.reset(seed=seed, options=options)
-        return {**observation, **self._goal}, {**info, "goal_reached": reached}
+        return self._with_goal(observation), {**info, "goal_reached": reached}
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """Step the environment."""
         observation, reward, terminated, truncated, info = self.env.step(action)
-        return {**observation, **self._goal}, reward, terminated, truncated, info
+        return self._with_goal(observation), reward, terminated, truncated, info
+
+    def _with_goal(self, observation: dict[str, Any]) -> dict[str, Any]:
+        return {**observation, **{key: value.copy() for key, value in self._goal.items()}}

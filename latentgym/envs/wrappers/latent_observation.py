@@ -16,7 +16,14 @@ from numpy.typing import NDArray
 
 from latentgym.encoders.contract import Encoder
 from latentgym.envs.contract import EnvContract, contract_of
-from latentgym.envs.wrappers.latent_space import LatentSettings, ObservationEncoder, as_dict_space
+from latentgym.envs.wrappers.action_spec import action_wrappers
+from latentgym.envs.wrappers.latent_space import (
+    DEFAULT_CAMERA,
+    LatentSettings,
+    ObservationEncoder,
+    as_dict_space,
+    holds_frames,
+)
 from latentgym.envs.wrappers.rebuilding import RebuiltFromSpec
 from latentgym.errors import LatentGymError
 
@@ -67,9 +74,17 @@ class LatentObservation(gymnasium.Wrapper[Any, Any, Any, Any], RebuiltFromSpec):
         RebuiltFromSpec.__init__(self, **settings.arguments())
         gymnasium.Wrapper.__init__(self, env)
         self._inner_contract = _contract_or_none(env)
-        self._camera = camera or _main_camera(self._inner_contract)
+        self._camera = camera or _main_camera(self._inner_contract, env.observation_space)
+        settings = dataclasses.replace(settings, camera=self._camera)
         self._renders = camera is None and not _observes_frames(env.observation_space, self._camera)
-        self._encoder = ObservationEncoder(settings, self._input_space(), 1, self._inner_contract)
+        self._encoder = ObservationEncoder(
+            settings,
+            self._input_space(),
+            1,
+            self._inner_contract,
+            env_id=None if env.spec is None else env.spec.id,
+            action_wrappers=action_wrappers(env),
+        )
         self.observation_space = self._encoder.single_space
 
     @property
@@ -165,7 +180,8 @@ class VectorLatentObservation(VectorWrapper[Any, Any, Any, Any, Any]):
         super().__init__(env)
         settings = LatentSettings(encoder, camera, history, keep, pooling, device)
         contract = _contract_of_rows(env)
-        self._camera = camera or _main_camera(contract)
+        self._camera = camera or _main_camera(contract, env.single_observation_space)
+        settings = dataclasses.replace(settings, camera=self._camera)
         self._encoder = ObservationEncoder(settings, env.single_observation_space, env.num_envs, contract)
         self.single_observation_space = self._encoder.single_space
         self.observation_space = batch_space(self._encoder.single_space, env.num_envs)
@@ -228,15 +244,28 @@ def _final_latents(latents: Any, done: NDArray[np.bool_]) -> NDArray[np.object_]
     return final
 
 
-def _main_camera(contract: EnvContract | None) -> str:
-    return contract.cameras[0] if contract is not None and contract.cameras else "pixels"
+def _main_camera(contract: EnvContract | None, space: spaces.Space[Any]) -> str:
+    """The contract's main camera; without one ``"pixels"``, or the only observed frames if they have another name.
+
+    Raises:
+        LatentGymError: if there are several and none of them is called so.
+    """
+    if contract is not None:
+        return contract.cameras[0] if contract.cameras else DEFAULT_CAMERA
+    frames = [key for key, box in as_dict_space(space, DEFAULT_CAMERA).items() if holds_frames(box)]
+    if DEFAULT_CAMERA in frames or not frames:
+        return DEFAULT_CAMERA
+    if len(frames) > 1:
+        raise LatentGymError(
+            f"latent observation: several cameras are observed, name one: camera={frames[0]!r} ({', '.join(frames)})"
+        )
+    return frames[0]
 
 
 def _observes_frames(space: spaces.Space[Any], camera: str) -> bool:
     """Whether frames are observed; a Dict of the suite that leaves them out on purpose is not rendered either."""
     known = as_dict_space(space, camera)
-    box = known.get(camera)
-    if isinstance(box, spaces.Box) and box.dtype == np.uint8:
+    if holds_frames(known.get(camera)):
         return True
     return "proprio" in known.spaces and "state" in known.spaces
 
@@ -250,8 +279,9 @@ def _contract_or_none(env: gymnasium.Env[Any, Any]) -> EnvContract | None:
 
 def _contract_of_rows(env: VectorEnv[Any, Any, Any]) -> EnvContract | None:
     """The contract that the environments of a vector state, if they do."""
-    try:
-        contracts = env.unwrapped.get_attr("contract")  # type: ignore[attr-defined]
-    except Exception:  # whatever a worker raises for an attribute that it does not have
+    rows: Any = env.unwrapped
+    # Gymnasium's workers end where an attribute is missing, so they are asked first.
+    if not hasattr(rows, "call") or not all(rows.call("has_wrapper_attr", "contract")):
         return None
+    contracts = rows.get_attr("contract")
     return contracts[0] if isinstance(contracts[0], EnvContract) else None

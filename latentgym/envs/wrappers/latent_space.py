@@ -20,7 +20,7 @@ from latentgym.envs.contract import EnvContract
 from latentgym.errors import LatentGymError
 
 GOAL_KEYS = ("achieved_goal", "desired_goal")
-_FRAME_DIMENSIONS = 3
+DEFAULT_CAMERA = "pixels"
 _OPEN: weakref.WeakValueDictionary[tuple[Any, ...], Encoder] = weakref.WeakValueDictionary()
 
 
@@ -81,18 +81,27 @@ class ObservationEncoder:
         space: observation space of one environment: a ``Dict``, or a ``Box`` of frames ``(H, W, 3)`` uint8.
         rows: number of environments B.
         contract: what the environment states of itself, if it does.
+        env_id: its id, if it states nothing else.
+        action_wrappers: names of the wrappers that change actions before they reach it.
 
     Raises:
         LatentGymError: if a setting is invalid, or the observations lack what is asked for.
     """
 
     def __init__(
-        self, settings: LatentSettings, space: spaces.Space[Any], rows: int, contract: EnvContract | None = None
+        self,
+        settings: LatentSettings,
+        space: spaces.Space[Any],
+        rows: int,
+        contract: EnvContract | None = None,
+        *,
+        env_id: str | None = None,
+        action_wrappers: Sequence[str] = (),
     ) -> None:
         if settings.history < 1:
             raise LatentGymError(f"latent observation: history must be at least 1, found {settings.history}")
         self.encoder = shared_encoder(settings.encoder, settings.device)
-        self._camera = settings.camera or (contract.cameras[0] if contract and contract.cameras else "pixels")
+        self._camera = settings.camera or (contract.cameras[0] if contract and contract.cameras else DEFAULT_CAMERA)
         self._space, self._keep, self._rows = as_dict_space(space, self._camera), tuple(settings.keep), rows
         self._check_keys()
         self._stream = LatentStream(self.encoder, settings.pooling)
@@ -108,6 +117,8 @@ class ObservationEncoder:
             "keep": list(settings.keep),
             "pooling": settings.pooling,
             "env": None if contract is None else _environment(contract),
+            "env_id": env_id if contract is None else contract.env_id,
+            "action_wrappers": list(action_wrappers),
         }
         kept = sum(int(np.prod(self._space[key].shape or ())) for key in self._keep)
         self.size = self._history[0].size + kept
@@ -168,16 +179,25 @@ class ObservationEncoder:
     def _check_keys(self) -> None:
         modality = self.encoder.spec.modality
         key = self._camera if modality == "pixels" else modality
-        for name in (key, *self._keep):
-            box = self._space.get(name)
-            if not isinstance(box, spaces.Box):
+        found = ", ".join(self._space.spaces) or "nothing"
+        for name in self._keep:
+            if not isinstance(self._space.get(name), spaces.Box):
                 raise LatentGymError(
-                    f"latent observation: encoder {self.encoder.spec.name!r} with keep={list(self._keep)} needs the "
-                    f"observation {name!r}, found {', '.join(self._space.spaces) or 'nothing'}; make the environment "
-                    "with pixels=True, or name another camera"
+                    f"latent observation: keep={list(self._keep)} names no vector {name!r} of: {found}"
                 )
-        box = self._space[key]
-        if modality == "pixels" and (len(box.shape or ()) != _FRAME_DIMENSIONS or box.dtype != np.uint8):
+        box = self._space.get(key)
+        if not isinstance(box, spaces.Box):
+            advice = (
+                "make the environment so that it observes frames (pixels=True) or renders them "
+                "(render_mode='rgb_array'), or name another camera"
+                if modality == "pixels"
+                else "observe it, or choose an encoder of frames"
+            )
+            raise LatentGymError(
+                f"latent observation: encoder {self.encoder.spec.name!r} needs the observation {key!r}, found {found}; "
+                f"{advice}"
+            )
+        if modality == "pixels" and not holds_frames(box):
             raise LatentGymError(
                 f"latent observation: {key!r} must hold (H, W, 3) uint8 frames, found {box.shape} {box.dtype}"
             )
@@ -188,6 +208,11 @@ class ObservationEncoder:
         box = self._space[key]
         self._stream.reset(np.ones(1, np.bool_))
         return int(self._stream.push({key: np.zeros((1, *(box.shape or ())), box.dtype)}, self._camera).shape[1])
+
+
+def holds_frames(space: spaces.Space[Any] | None) -> bool:
+    """Whether ``space`` holds RGB frames, ``(H, W, 3)`` uint8."""
+    return isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) == 3 and space.shape[2] == 3
 
 
 def as_dict_space(space: spaces.Space[Any], camera: str) -> spaces.Dict:

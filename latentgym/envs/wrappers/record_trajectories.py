@@ -7,13 +7,15 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+from gymnasium import spaces
 from numpy.typing import NDArray
 
 from latentgym.envs.contract import contract_of
 from latentgym.envs.episode_builder import EpisodeBuilder
 from latentgym.envs.provenance import make_provenance
-from latentgym.envs.wrappers.action_spec import checked_action
+from latentgym.envs.wrappers.action_spec import checked_action, same_bounds
 from latentgym.envs.wrappers.rebuilding import RebuiltFromSpec
+from latentgym.errors import LatentGymError
 from latentgym.seeding import derive_seed
 from latentgym.trajectories.store import create_store
 
@@ -32,7 +34,8 @@ class RecordTrajectories(gymnasium.Wrapper[Any, Any, Any, Any], RebuiltFromSpec)
         seed: root seed of the seeds that the caller does not give.
 
     Raises:
-        LatentGymError: if ``env`` states no contract, or the folder holds something else.
+        LatentGymError: if ``env`` states no contract, observes no ``Dict``, or takes other actions than the contract
+            says, or if the folder holds something else.
     """
 
     def __init__(
@@ -41,6 +44,17 @@ class RecordTrajectories(gymnasium.Wrapper[Any, Any, Any, Any], RebuiltFromSpec)
         RebuiltFromSpec.__init__(self, out=str(out), policy=policy, seed=seed)
         gymnasium.Wrapper.__init__(self, env)
         contract = contract_of(env)
+        if not isinstance(env.observation_space, spaces.Dict):
+            raise LatentGymError(
+                f"RecordTrajectories: expected a Dict of observations, found {env.observation_space}; record inside "
+                "LatentObservation and other observation wrappers, not around them"
+            )
+        if not same_bounds(env.action_space, contract.action_spec):
+            raise LatentGymError(
+                f"RecordTrajectories: {contract.env_id} takes actions from {contract.action_spec.low} to "
+                f"{contract.action_spec.high}, the wrapped environment {env.action_space}; record inside RescaleAction "
+                "and other action wrappers, not around them"
+            )
         self._policy, self._seed, self._env_id = policy, seed, contract.env_id
         call = f"RecordTrajectories({contract.env_id!r}, {str(out)!r}, policy={policy!r}, seed={seed})"
         self._store = create_store(
@@ -78,9 +92,10 @@ class RecordTrajectories(gymnasium.Wrapper[Any, Any, Any, Any], RebuiltFromSpec)
         """Step the environment; the episode's last step writes it.
 
         Raises:
-            LatentGymError: if the action has the wrong shape or is not finite, or if the episode cannot be written.
+            LatentGymError: if the action has the wrong shape or is not finite, if the episode cannot be written, or if
+                another wrapper has written it meanwhile.
         """
-        assert isinstance(self.env.action_space, gymnasium.spaces.Box)
+        assert isinstance(self.env.action_space, spaces.Box)
         executed = checked_action(action, self.env.action_space, self._env_id)
         result = self.env.step(executed)
         if self._builder is not None:
@@ -88,5 +103,10 @@ class RecordTrajectories(gymnasium.Wrapper[Any, Any, Any, Any], RebuiltFromSpec)
             self.annotate()
             if result[2] or result[3]:
                 episode, self._builder = self._builder.build(), None
+                if self._store.has(self._index):
+                    raise LatentGymError(
+                        f"RecordTrajectories: episode {self._index} of {self._store.path} has been written by somebody "
+                        "else since it began; give every environment a folder of its own"
+                    )
                 self._store.write(self._index, episode)
         return result

@@ -33,8 +33,10 @@ class FlowMatchingHead(LatentHead):
         self, features: int, components: int | None, history: int, hidden: Sequence[int], actions: int,
         horizon: int = 8, condition: int = 0, integration_steps: int = 10,
     ) -> None:  # fmt: skip
-        if integration_steps < 1:
-            raise LatentGymError(f"head 'flow_matching': integration_steps must be at least 1, not {integration_steps}")
+        if not isinstance(integration_steps, int) or integration_steps < 1:
+            raise LatentGymError(
+                f"head 'flow_matching': integration_steps must be a whole number from 1 on, not {integration_steps!r}"
+            )
         options = {"hidden": list(hidden), "integration_steps": integration_steps}
         super().__init__(features, components, history, actions, horizon, condition, **options)
         self.integration_steps = integration_steps

@@ -3,9 +3,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
@@ -131,6 +132,49 @@ def test_frames_are_rendered_where_none_are_observed() -> None:
     observation, _ = env.reset(seed=0)
     expected = encode_view(load_encoder("pixels"), env.render()[None], View("single"))[0]  # type: ignore[index]
     np.testing.assert_array_equal(observation, expected)
+
+
+class TwoCameras(gymnasium.Env[Any, Any]):
+    """States no contract and draws black; its cameras see grey."""
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"]}
+    render_mode = "rgb_array"
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.observation_space = spaces.Dict({name: spaces.Box(0, 255, (8, 8, 3), np.uint8) for name in names})
+        self.action_space = spaces.Box(-1, 1, (2,), np.float32)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        super().reset(seed=seed)
+        return {name: np.full((8, 8, 3), 200, np.uint8) for name in self.observation_space}, {}
+
+    def step(self, action: Any) -> Any:
+        return self.reset()[0], 0.0, False, False, {}
+
+    def render(self) -> Any:
+        return np.zeros((8, 8, 3), np.uint8)
+
+
+def test_the_only_observed_frames_are_taken_whatever_they_are_called() -> None:
+    env = LatentObservation(TwoCameras(["image"]), "pixels")
+    np.testing.assert_array_equal(
+        env.reset(seed=0)[0], LatentObservation(TwoCameras(["image"]), "pixels", camera="image").reset(seed=0)[0]
+    )
+    with pytest.raises(LatentGymError, match="camera='left'"):
+        LatentObservation(TwoCameras(["left", "right"]), "pixels")
+
+
+@pytest.mark.parametrize("vector", [SyncVectorEnv, partial(AsyncVectorEnv, context="spawn")])
+def test_a_vector_of_environments_without_a_contract(vector: Any) -> None:
+    envs = VectorLatentObservation(vector([partial(TwoCameras, ["image"])] * 2), "pixels")
+    assert envs.reset(seed=0)[0].shape == (2, 768)
+    envs.close()
+
+
+def test_an_encoder_with_a_feeding_may_be_given_itself() -> None:
+    env = LatentObservation(make_env(REACH, **SHORT), load_encoder("random+causal"))
+    expected = LatentObservation(make_env(REACH, **SHORT), "random+causal")
+    np.testing.assert_array_equal(env.reset(seed=0)[0], expected.reset(seed=0)[0])
 
 
 @pytest.mark.parametrize("arguments", [{"history": 0}, {"camera": "nowhere"}, {"keep": ["nothing"]}])

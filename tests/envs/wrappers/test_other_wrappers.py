@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import pickle
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,20 @@ import gymnasium
 import numpy as np
 import pytest
 from gymnasium.envs.registration import EnvSpec
+from gymnasium.utils.env_checker import check_env
+from gymnasium.wrappers import RescaleAction
 
 from latentgym.corruptions import corrupt
 from latentgym.envs import make_env
 from latentgym.envs.contract import contract_of
-from latentgym.envs.wrappers import ActionSpecWrapper, CorruptObservation, RecordTrajectories, SuccessInfo
+from latentgym.envs.wrappers import (
+    ActionSpecWrapper,
+    CorruptObservation,
+    LatentObservation,
+    RecordTrajectories,
+    SuccessInfo,
+)
+from latentgym.envs.wrappers.goal_observation import GoalObservation
 from latentgym.errors import LatentGymError, UnknownNameError
 from latentgym.trajectories import open_dataset
 
@@ -94,3 +104,42 @@ def test_an_environment_outside_gymnasiums_registry_has_a_spec_too() -> None:
     env = make_env("Reacher-v5", pixels=False)
     again = gymnasium.make(EnvSpec.from_json(env.spec.to_json()))  # type: ignore[union-attr]
     np.testing.assert_array_equal(again.reset(seed=1)[0]["state"], env.reset(seed=1)[0]["state"])
+
+
+def test_actions_are_recorded_in_the_range_that_the_contract_states(tmp_path: Path) -> None:
+    outside = RescaleAction(make_env(REACH, **SHORT), -5, 5)
+    with pytest.raises(LatentGymError, match="record inside RescaleAction"):
+        RecordTrajectories(outside, tmp_path / "outside")
+    inside = RescaleAction(RecordTrajectories(make_env(REACH, **SHORT), tmp_path / "inside"), -5, 5)
+    inside.reset(seed=0)
+    for _ in range(4):
+        inside.step(2.5 * ACTION)
+    np.testing.assert_allclose(open_dataset(tmp_path / "inside").episode(0).action, 0.5)
+
+
+def test_latents_are_not_recorded(tmp_path: Path) -> None:
+    with pytest.raises(LatentGymError, match="record inside LatentObservation"):
+        RecordTrajectories(LatentObservation(make_env(REACH, **SHORT), "pixels"), tmp_path / "out")
+
+
+def test_a_second_recorder_of_one_folder_is_told(tmp_path: Path) -> None:
+    first, second = (RecordTrajectories(make_env(REACH, **SHORT), tmp_path / "out") for _ in range(2))
+    for env in (first, second):
+        env.reset(seed=0)
+    for _ in range(4):
+        first.step(ACTION)
+    for _ in range(3):
+        second.step(ACTION)
+    with pytest.raises(LatentGymError, match="a folder of its own"):
+        second.step(ACTION)
+
+
+def test_a_goal_is_a_new_array_every_step() -> None:
+    check_env(GoalObservation(make_env(REACH, **SHORT)), skip_render_check=True)
+
+
+def test_bounds_are_compared_as_the_space_holds_them() -> None:
+    env = make_env("Humanoid-v5", pixels=False)
+    spec = contract_of(env).action_spec
+    tidy = dataclasses.replace(spec, low=(-0.4,) * spec.size, high=(0.4,) * spec.size)
+    assert contract_of(ActionSpecWrapper(env, tidy)).action_spec.low[0] == -0.4
