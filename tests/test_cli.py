@@ -300,7 +300,7 @@ def test_an_interrupt_that_turns_into_an_error_is_still_one(
 
 
 def test_a_failed_command_exits_with_two(tmp_path: Path) -> None:
-    command = [*COMMAND, "study", "nothing.toml", "-o", str(tmp_path)]
+    command = [sys.executable, "-m", "latentgym", "study", "nothing.toml", "-o", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith("latentgym: ") and done.stderr.count("\n") == 1

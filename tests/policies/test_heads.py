@@ -147,11 +147,17 @@ def test_a_goal_can_be_the_proposal(dataset: Dataset, tmp_path: Path) -> None:
         trained(dataset, "inverse_dynamics", condition="goal", head_options={"proposal": "gaol"})
 
 
+@pytest.fixture(scope="module")
+def noisy(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """Enough demonstrations to solve the task from its state."""
+    folder = tmp_path_factory.mktemp("noisy") / "reach"
+    return record(ENV_ID, folder, episodes=60, policy="noisy-expert", random_fraction=0.2, seed=1)
+
+
 @pytest.mark.slow
-def test_a_goal_as_proposal_solves_reach_from_the_state(tmp_path: Path) -> None:
-    dataset = record(ENV_ID, tmp_path / "reach", episodes=60, policy="noisy-expert", random_fraction=0.2, seed=1)
+def test_a_goal_as_proposal_solves_reach_from_the_state(noisy: Dataset) -> None:
     options: dict[str, Any] = {"condition": "goal", "head_options": {"proposal": "goal"}}
-    policy = train_policy(dataset, load_encoder("state"), head="inverse_dynamics", steps=600, history=1, **options)
+    policy = train_policy(noisy, load_encoder("state"), head="inverse_dynamics", steps=600, history=1, **options)
     assert evaluate(ENV_ID, policy, seeds=range(20), batch_size=20).summary.successes >= 16
 
 
@@ -190,7 +196,7 @@ def test_bad_choices_are_refused(dataset: Dataset) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("head", HEADS)
-def test_every_head_solves_reach_from_the_state(head: str, tmp_path: Path) -> None:
-    dataset = record(ENV_ID, tmp_path / "reach", episodes=60, policy="noisy-expert", random_fraction=0.2, seed=1)
-    policy = train_policy(dataset, load_encoder("state"), head=head, steps=600, history=1)
+def test_every_head_solves_reach_from_the_state(head: str, noisy: Dataset) -> None:
+    options = {"embedding": 64} if head == "action_chunking" else {}
+    policy = train_policy(noisy, load_encoder("state"), head=head, steps=600, history=1, head_options=options)
     assert evaluate(ENV_ID, policy, seeds=range(20), batch_size=20).summary.successes >= 16
