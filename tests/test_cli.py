@@ -99,7 +99,7 @@ def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str], monk
 
 def test_power_says_how_many_episodes(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     status, out, _ = run(capsys, monkeypatch, "power", "--effect", 0.1)
-    assert status == 0 and out.startswith("388 episodes per policy")
+    assert status == 0 and out.startswith("392 episodes per policy")
     paired = ["--rate", 0.5, "--power", 0.8, "--paired", "--correlation", 0.5, "--json"]
     plan = json.loads(run(capsys, monkeypatch, "power", "--effect", 0.1, *paired)[1])
     assert plan["episodes"] == 211 and plan["power"] >= 0.8 and plan["method"] == "exact"

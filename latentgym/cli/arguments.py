@@ -48,6 +48,8 @@ def parse_options(pairs: list[str], option: str = "--option") -> dict[str, Any]:
         key, sign, text = pair.partition("=")
         if not sign:
             raise LatentGymError(f"{option} takes key=value, found {pair!r}")
+        if key == "env_id":
+            raise LatentGymError(f"{option}: the environment's id is an argument of its own, found {pair!r}")
         try:
             options[key] = json.loads(text)
         except ValueError:

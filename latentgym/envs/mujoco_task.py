@@ -120,7 +120,8 @@ def merge_options(env_id: str, options: Mapping[str, Any], defaults: Mapping[str
     """``defaults`` updated by ``options``.
 
     Raises:
-        LatentGymError: if an option is unknown, or a count (an integer default, or ``horizon``) is no positive integer.
+        LatentGymError: if an option is unknown, a count (an integer default, or ``horizon``) is no positive integer, or
+            ``cameras`` are no names.
     """
     for name, value in options.items():
         if name not in defaults:
@@ -128,7 +129,13 @@ def merge_options(env_id: str, options: Mapping[str, Any], defaults: Mapping[str
         counts = isinstance(defaults[name], int) or name == "horizon"
         if counts and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise LatentGymError(f"{env_id}: {name} must be a positive integer, got {value!r}")
-    return {**defaults, **options}
+    merged = {**defaults, **options}
+    cameras = merged.get("cameras", ())
+    if isinstance(cameras, str):
+        return merged | {"cameras": (cameras,)}
+    if not isinstance(cameras, list | tuple) or not all(isinstance(camera, str) for camera in cameras):
+        raise LatentGymError(f"{env_id}: cameras must be a list of names, got {cameras!r}")
+    return merged
 
 
 def check_view(env_id: str, image_size: int, render: str) -> None:

@@ -49,6 +49,7 @@ class Training:
         settings: settings of the environment (image size, render quality, distractor …).
         dataset_key: content key of the data set.
         software: simulator versions and GL strings that the data were recorded with; ``None`` where they are not known.
+        env_ids: ids of its environments, where the data are of several tasks.
     """
 
     env_id: str
@@ -58,27 +59,41 @@ class Training:
     settings: Mapping[str, Any]
     dataset_key: str
     software: Software | None = None
+    env_ids: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, dataset: Dataset) -> Self:
         """What training on ``dataset`` fits a policy for."""
-        camera = dataset.cameras[0] if dataset.cameras else ""
+        camera = dataset.observed_as(dataset.cameras[0]) if dataset.cameras else ""
         return cls(
             dataset.env_id, dataset.action_spec, dataset.control_hz, camera, dict(dataset.settings), dataset.key,
-            Software.of(dataset.provenance),
+            Software.of(dataset.provenance), tuple(dataset.env_ids),
         )  # fmt: skip
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Rebuild from JSON."""
+        """Rebuild from JSON.
+
+        Raises:
+            KeyError, TypeError: if ``data`` holds something else.
+        """
         software = data.get("software")
+        if not isinstance(data["settings"], Mapping) or not isinstance(data["action_spec"], Mapping):
+            raise TypeError(f"training: expected settings and an action spec, found {data!r}")
         return cls(
             **{
                 **data,
                 "action_spec": ActionSpec.from_dict(data["action_spec"]),
                 "software": None if software is None else Software(**software),
+                "env_ids": tuple(data.get("env_ids", ())),
             }
         )
+
+    def covers(self, env_id: str) -> bool:
+        """Whether the data are of this environment; LIBERO-PRO's changes of a LIBERO task count as that task."""
+        suite, *_, task = env_id.split("/")
+        plain = f"libero/{task}" if suite == "libero" else env_id
+        return bool({env_id, plain} & {self.env_id, *self.env_ids})
 
     def env_options(self) -> dict[str, Any]:
         """Options of ``make_env`` that make the environment as it was recorded.
@@ -97,7 +112,7 @@ class Training:
             LatentGymError: if id, action meaning, control rate or a shared setting differs.
         """
         pairs = {
-            "env_id": (self.env_id, contract.env_id),
+            "env_id": (contract.env_id if self.covers(contract.env_id) else self.env_id, contract.env_id),
             "action_spec": (self.action_spec, contract.action_spec),
             "control_hz": (self.control_hz, contract.control_hz),
         }

@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import multiprocessing
+import functools
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
 import gymnasium
 import numpy as np
+import torch
+from numpy.typing import NDArray
 
 from latentgym.envs.calvin.chains import CHAIN_LENGTH, Chain, initial_state, official_chains
 from latentgym.envs.calvin.env import HORIZON
 from latentgym.envs.calvin.tasks import predicate
 from latentgym.envs.contract import contract_of
 from latentgym.envs.make import make_env
-from latentgym.errors import LatentGymError
+from latentgym.errors import LatentGymError, UnknownNameError
 from latentgym.policies import CheckpointedPolicy, Policy, load_policy
+from latentgym.rollouts.episodes import Description
+from latentgym.rollouts.evaluate import SOFTWARE, compare_software
 from latentgym.rollouts.in_process import single_threaded
+from latentgym.rollouts.job_workers import ATTEMPTS, run_jobs
 from latentgym.seeding import derive_seed
 from latentgym.statistics import crossed_bootstrap_interval, wilson_interval
-from latentgym.workers import follow_parent
 
 CHAINS_ENV = "latentgym/CalvinD-v0"
 """Where the official evaluation takes place, whatever scenes a policy was trained in."""
@@ -45,12 +48,19 @@ class ChainRecord:
         tasks: its instructions' tasks.
         steps: steps spent on each instruction that was given.
         completed: instructions carried out before the first failure.
+        error: why the chain could not be run, after two attempts; ``None`` for one that was. Such a chain counts as
+            failed at its first instruction.
     """
 
     index: int
     tasks: tuple[str, ...]
     steps: tuple[int, ...]
     completed: int
+    error: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON types; ``error`` only where there is one."""
+        return {key: value for key, value in dataclasses.asdict(self).items() if key != "error" or value is not None}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,9 +108,15 @@ class ChainEvaluation:
         return statistics.fmean(record.completed for record in self.records)
 
     def mean_length_interval(self, seed: int = 0) -> tuple[float, float] | None:
-        """95 % bootstrap interval of :attr:`mean_length` over chains; ``None`` for a single chain."""
+        """95 % interval of :attr:`mean_length`; ``None`` for a single chain.
+
+        A bootstrap over chains. Where all have one length, which resampling cannot widen, the sum of Wilson's bounds of
+        :attr:`success_at`.
+        """
         if len(self.records) < 2:
             return None
+        if len({record.completed for record in self.records}) == 1:
+            return sum(rate.low for rate in self.success_at), sum(rate.high for rate in self.success_at)
         return crossed_bootstrap_interval([[record.completed for record in self.records]], seed=seed)
 
     @property
@@ -113,14 +129,17 @@ class ChainEvaluation:
         return {task: Rate.of(sum(done), len(done)) for task, done in sorted(given.items())}
 
     def describe(self) -> str:
-        """Success at each length and the mean length, in one line."""
+        """Success at each length and the mean length, in one line; crashes are counted."""
         rates = ", ".join(
             f"{100 * rate.rate:.1f} % at {length}" for length, rate in enumerate(self.success_at, start=1)
         )
         interval = self.mean_length_interval()
         around = "" if interval is None else f" (95 % interval {interval[0]:.2f} to {interval[1]:.2f})"
+        lost = [record for record in self.records if record.error is not None]
+        crashed = f"; {len(lost)} crashed twice and count as failed, the first by {lost[0].error}" if lost else ""
         return (
             f"{self.policy} on {len(self.records)} CALVIN chains: {rates}; mean length {self.mean_length:.2f}{around}"
+            f"{crashed}"
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -134,7 +153,7 @@ class ChainEvaluation:
             "success_at": {str(n): dataclasses.asdict(rate) for n, rate in enumerate(self.success_at, start=1)},
             "mean_length": {"value": self.mean_length, "low": low, "high": high},
             "tasks": {task: dataclasses.asdict(rate) for task, rate in self.tasks.items()},
-            "records": [dataclasses.asdict(record) for record in self.records],
+            "records": [record.to_dict() for record in self.records],
         }
 
 
@@ -146,13 +165,16 @@ def evaluate_chains(
     workers: int = 1,
     steps_per_instruction: int = HORIZON,
     env_options: Mapping[str, Any] | None = None,
+    software: str = "warn",
+    chain_timeout_s: float = 3600.0,
     progress: Progress | None = None,
 ) -> ChainEvaluation:
     """Run chains of instructions in scene D, as the official evaluation does.
 
     A chain starts from :func:`~latentgym.envs.calvin.initial_state`. An instruction succeeds once the task oracle says
     so, judged against the moment when it was given; then the next one follows where the arm stands. The first failure
-    ends the chain. The policy forgets its history with every instruction.
+    ends the chain. The policy forgets its history with every instruction. A chain whose simulator fails, or whose
+    worker dies or hangs, is repeated once, and reported by its record's ``error`` if that fails too.
 
     Args:
         policy: the policy; for ``workers`` > 1 one that can be saved.
@@ -161,10 +183,14 @@ def evaluate_chains(
         workers: processes; the records do not depend on it.
         steps_per_instruction: steps that an instruction may take.
         env_options: options of ``make_env``; those left out are as the policy's training data were recorded.
+        software: what to do if simulator or renderer are not those of the policy's training data: ``"warn"``,
+            ``"refuse"`` or ``"ignore"``.
+        chain_timeout_s: seconds after which a worker that runs one chain has hung.
         progress: called with (chains done, chains in all).
 
     Raises:
-        LatentGymError: on invalid arguments, a policy that does not fit CALVIN, or a worker that died.
+        LatentGymError: on invalid arguments, a policy that does not fit CALVIN or fails, other software where that is
+            refused, or workers that keep dying.
     """
     listed = _checked_chains(chains)
     if workers < 1 or steps_per_instruction < 1:
@@ -172,16 +198,23 @@ def evaluate_chains(
             f"evaluate_chains: workers and steps_per_instruction must be at least 1, found {workers} and "
             f"{steps_per_instruction}"
         )
+    if software not in SOFTWARE:
+        raise UnknownNameError("way with other software", software, SOFTWARE)
     options = {**_trained_options(policy), **_checked_options(env_options or {})}
-    setting = _Setting(options, steps_per_instruction, seed, _DELIBERATE | set(env_options or ()))
+    setting = _Setting(
+        options, steps_per_instruction, seed, _DELIBERATE | set(env_options or ()), software, chain_timeout_s
+    )
     run = _run_here if workers == 1 else _run_in_workers
-    records, renderers = [], set()
+    records: list[ChainRecord] = []
+    renderers: set[str | None] = set()
     for record, renderer in run(setting, policy, listed, workers):
         records.append(record)
-        renderers.add(renderer)
+        if record.error is None:
+            renderers.add(renderer)
         if progress is not None:
             progress(len(records), len(listed))
-    return ChainEvaluation(policy.name, tuple(records), renderers.pop())
+    ordered = tuple(sorted(records, key=lambda record: record.index))
+    return ChainEvaluation(policy.name, ordered, renderers.pop() if renderers else None)
 
 
 _Numbered = tuple[int, Chain]
@@ -222,6 +255,8 @@ class _Setting:
     steps: int
     seed: int
     deliberate: frozenset[str]
+    software: str
+    timeout_s: float
 
 
 class _ChainRunner:
@@ -235,6 +270,10 @@ class _ChainRunner:
         self.renderer: str | None = contract_of(self._env).settings.get("renderer")
         try:
             policy.bind([self._env], setting.deliberate)
+            if setting.software != "ignore":
+                # A policy of another scene meets the same simulator.
+                refuse = setting.software == "refuse"
+                compare_software(policy, Description.of(self._env), refuse=refuse, anywhere=True)
         except LatentGymError:
             self.close()
             raise
@@ -246,18 +285,8 @@ class _ChainRunner:
         """Run one chain.
 
         Raises:
-            LatentGymError: if policy or simulator fails; the message names the chain.
+            LatentGymError: if the policy fails. What the simulator raises comes through.
         """
-        try:
-            return self._run(numbered)
-        except LatentGymError:
-            raise
-        except Exception as error:  # a simulator or a policy may raise anything
-            raise LatentGymError(
-                f"chain {numbered[0]} ({', '.join(numbered[1][1])}) failed: {type(error).__name__}: {error}"
-            ) from error
-
-    def _run(self, numbered: _Numbered) -> ChainRecord:
         index, (condition, tasks) = numbered
         robot_obs, scene_obs = initial_state(condition)
         state = {"robot_obs": robot_obs, "scene_obs": scene_obs, "task": tasks[0]}
@@ -279,23 +308,37 @@ class _ChainRunner:
             batch = {
                 key: np.array([value], object if isinstance(value, str) else None) for key, value in observation.items()
             }
-            observation, _, _, _, info = self._env.step(self._policy.act(batch)[0])
+            observation, _, _, _, info = self._env.step(self._act(batch))
             if info["is_success"]:
                 return True, step
         return False, self._setting.steps
+
+    def _act(self, batch: Mapping[str, Any]) -> NDArray[np.float32]:
+        try:
+            return np.asarray(self._policy.act(batch)[0])
+        except LatentGymError:
+            raise
+        except Exception as error:
+            raise LatentGymError(f"policy {self._policy.name!r} failed: {type(error).__name__}: {error}") from error
 
 
 _Result = tuple[ChainRecord, str | None]
 
 
 def _run_here(setting: _Setting, policy: Policy, chains: Sequence[_Numbered], workers: int) -> Iterator[_Result]:
-    with single_threaded():
-        runner = _ChainRunner(setting, policy)
-        try:
-            for chain in chains:
-                yield runner.run(chain), runner.renderer
-        finally:
-            runner.close()
+    with single_threaded(), contextlib.closing(_Runners(setting, policy)) as runners:
+        for chain in chains:
+            problem = ""
+            for _ in range(ATTEMPTS):
+                try:
+                    yield runners.run(chain)
+                    break
+                except LatentGymError:
+                    raise
+                except Exception as error:  # simulators raise anything
+                    problem = f"{type(error).__name__}: {error}"
+            else:
+                yield _crashed(chain, problem), None
 
 
 def _run_in_workers(setting: _Setting, policy: Policy, chains: Sequence[_Numbered], workers: int) -> Iterator[_Result]:
@@ -303,31 +346,44 @@ def _run_in_workers(setting: _Setting, policy: Policy, chains: Sequence[_Numbere
         raise LatentGymError(f"policy {policy.name!r} cannot be saved, which workers > 1 need; use workers=1")
     with tempfile.TemporaryDirectory(prefix="latentgym-policy-") as scratch:
         folder = policy.save(Path(scratch) / "policy")
-        context = multiprocessing.get_context("spawn")  # GL contexts do not survive a fork
-        pool = ProcessPoolExecutor(min(workers, len(chains)), context, _open_worker, (setting, folder))
+        opener = functools.partial(_open_worker, setting, folder)
+        for number, result, problem in run_jobs(chains, opener, workers=workers, timeout_s=setting.timeout_s):
+            yield result if problem is None else (_crashed(chains[number], problem), None)
+
+
+def _open_worker(setting: _Setting, folder: Path, number: int) -> Callable[[_Numbered], _Result]:
+    """In a worker process: what runs a chain. One of the processes says whether the software is another."""
+    torch.set_num_threads(1)
+    if number:
+        setting = dataclasses.replace(setting, software="ignore")
+    return _Runners(setting, load_policy(folder)).run
+
+
+def _crashed(chain: _Numbered, problem: str) -> ChainRecord:
+    return ChainRecord(chain[0], tuple(chain[1][1]), (), 0, problem)
+
+
+class _Runners:
+    """One runner after the other: a simulator that has failed is not used again."""
+
+    def __init__(self, setting: _Setting, policy: Policy) -> None:
+        self._setting, self._policy = setting, policy
+        self._runner: _ChainRunner | None = None
+
+    def run(self, chain: _Numbered) -> _Result:
+        """Run one chain; whatever the simulator raises comes through."""
+        if self._runner is None:
+            self._runner = _ChainRunner(self._setting, self._policy)
+            self._setting = dataclasses.replace(self._setting, software="ignore")  # it has been said
         try:
-            yield from pool.map(_run_in_worker, chains)
-        except BrokenProcessPool as error:
-            raise LatentGymError("a worker of CALVIN's chains died (killed, or out of memory); use fewer") from error
-        finally:
-            pool.shutdown(cancel_futures=True)
+            return self._runner.run(chain), self._runner.renderer
+        except Exception:
+            self.close()
+            raise
 
-
-# A worker process serves one evaluation; its environment and policy are made with its first chain.
-_worker: dict[str, Any] = {}
-
-
-def _open_worker(setting: _Setting, folder: Path) -> None:
-    follow_parent()
-    _worker.update(setting=setting, folder=folder)
-
-
-def _run_in_worker(chain: _Numbered) -> _Result:
-    try:
-        with single_threaded():
-            if "runner" not in _worker:
-                _worker["runner"] = _ChainRunner(_worker["setting"], load_policy(_worker["folder"]))
-            runner: _ChainRunner = _worker["runner"]
-            return runner.run(chain), runner.renderer
-    except LatentGymError as error:
-        raise LatentGymError(str(error)) from None  # subclasses do not survive the way back
+    def close(self) -> None:
+        """Close the environment, if there is one; what has failed may fail again."""
+        runner, self._runner = self._runner, None
+        if runner is not None:
+            with contextlib.suppress(Exception):
+                runner.close()

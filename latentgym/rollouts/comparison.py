@@ -29,6 +29,8 @@ class Comparison:
             without a maximum too, and is therefore wider than the verdict: it may hold 0 where one is better.
         high: upper end.
         level: confidence level of verdict and interval.
+        crashed: episodes of the first and of the second policy that crashed twice; they count as not succeeded.
+        error: what the first of these failed with.
     """
 
     env_id: str
@@ -41,16 +43,25 @@ class Comparison:
     low: float
     high: float
     level: float
+    crashed: tuple[int, int] = (0, 0)
+    error: str | None = None
 
     def describe(self) -> str:
-        """The result in two lines."""
+        """The result in two lines, and a third if episodes crashed."""
         first, second = (f"{successes} of {self.pairs}" for successes in self.successes)
         better = {"first": "the first is better", "second": "the second is better"}.get(self.verdict, "undecided")
         interval = f"{self.level:.0%} interval {100 * self.low:+.0f} to {100 * self.high:+.0f}, valid at every look"
         return (
             f"{self.policies[0]} {first}, {self.policies[1]} {second} in {self.env_id}: {better} after {self.pairs} of "
             f"at most {self.maximum} initial states\ndifference {100 * self.difference:+.0f} points ({interval})"
+            f"{self._crashes()}"
         )
+
+    def _crashes(self) -> str:
+        if not any(self.crashed):
+            return ""
+        first, second = self.crashed
+        return f"\n{first} episodes of the first and {second} of the second crashed and count as failed: {self.error}"
 
 
 def compare_policies(
@@ -99,12 +110,16 @@ def compare_policies(
     test = SequentialComparison(maximum, level)
     seeds = rollout_seeds(seed, env_id, maximum)
     outcomes: tuple[list[bool], list[bool]] = ([], [])
+    errors: tuple[list[str], list[str]] = ([], [])
     while test.verdict == "continue":
         chosen = seeds[test.pairs : test.pairs + block]
         found = [evaluate(env_id, one, chosen, env_options=env_options, **options) for one in (first, second)]
         for ours, theirs in zip(found[0].records, found[1].records, strict=True):
             outcomes[0].append(ours.success)
             outcomes[1].append(theirs.success)
+            for place, record in enumerate((ours, theirs)):
+                if record.error is not None:
+                    errors[place].append(record.error)
             if test.update(first=ours.success, second=theirs.success) != "continue":
                 break
         if progress is not None:
@@ -113,4 +128,7 @@ def compare_policies(
     low, high = anytime_difference_interval(*outcomes, level=level)
     difference = (successes[0] - successes[1]) / test.pairs
     names = (first.name, second.name)
-    return Comparison(env_id, names, test.verdict, test.pairs, maximum, successes, difference, low, high, level)
+    crashed, error = (len(errors[0]), len(errors[1])), next(iter(errors[0] + errors[1]), None)
+    return Comparison(
+        env_id, names, test.verdict, test.pairs, maximum, successes, difference, low, high, level, crashed, error
+    )

@@ -36,6 +36,7 @@ class Drop:
         high: upper end.
         p_value: exact McNemar test against clean, adjusted by Holm for the number of corruptions and severities;
             ``None`` for a mean over severities.
+        crashed: episodes that crashed twice under it; they count as not succeeded.
     """
 
     factor: str
@@ -47,6 +48,7 @@ class Drop:
     low: float
     high: float
     p_value: float | None
+    crashed: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +92,8 @@ class CorruptionReport:
             p = "" if drop.p_value is None else f"{drop.p_value:.3f}"
             interval = f"{100 * drop.low:+5.0f} to {100 * drop.high:+4.0f} %"
             counted = f"{drop.successes}/{drop.episodes}"
-            lines.append(f"{name:<20}{counted:>12}{100 * drop.drop:>+6.0f} %  {interval:>15}{p:>12}")
+            crashed = f"   {drop.crashed} crashed and count as failed" if drop.crashed else ""
+            lines.append(f"{name:<20}{counted:>12}{100 * drop.drop:>+6.0f} %  {interval:>15}{p:>12}{crashed}")
         return "\n".join(lines)
 
 
@@ -147,7 +150,18 @@ def evaluate_corrupted(
 
     clean = run(0, None)
     corrupted = {condition: run(1 + index, condition) for index, condition in enumerate(conditions)}
-    return CorruptionReport(clean, corrupted, success_drops(_outcomes(clean), _by_condition(corrupted)))
+    crashed = {condition: evaluation.summary.crashed for condition, evaluation in corrupted.items()}
+    drops = success_drops(_outcomes(clean), _by_condition(corrupted))
+    return CorruptionReport(clean, corrupted, tuple(_with_crashes(drop, crashed) for drop in drops))
+
+
+def _with_crashes(drop: Drop, crashed: Mapping[str, int]) -> Drop:
+    own = [
+        count
+        for condition, count in crashed.items()
+        if condition.partition(":")[0] == drop.factor and drop.severity in (None, int(condition.partition(":")[2]))
+    ]
+    return dataclasses.replace(drop, crashed=sum(own))
 
 
 def _conditions(corruptions: Sequence[str], severities: Sequence[int]) -> list[str]:
@@ -235,8 +249,15 @@ def _drop(
 
 
 def _mean_interval(before: NDArray[np.bool_], table: NDArray[np.bool_]) -> tuple[float, float]:
-    """Bootstrap over initial states of the mean drop over severities, ``table`` ``(severities, N)``."""
+    """Bootstrap over initial states of the mean drop over severities, ``table`` ``(severities, N)``.
+
+    Where every initial state loses alike, resampling them says nothing; the mean of the severities' own intervals,
+    which takes them for perfectly correlated, stands in.
+    """
     lost = before.astype(np.float64) - table.mean(axis=0)
+    if np.ptp(lost) == 0:
+        low, high = np.mean([newcombe_interval(before, found) for found in table], axis=0)
+        return float(low), float(high)
     generator = numpy_generator(0, "corruption-drop")
     counts = generator.multinomial(lost.size, np.full(lost.size, 1 / lost.size), size=_REPLICATES)
     low, high = percentile_interval(counts @ lost / lost.size)

@@ -30,7 +30,7 @@ from latentgym.rollouts.slots import Slots
 from latentgym.seeding import derive_seed
 from latentgym.statistics import wilson_interval
 
-_SOFTWARE = ("warn", "refuse", "ignore")
+SOFTWARE = ("warn", "refuse", "ignore")
 _INFERENCE = ("auto", "main", "workers")
 
 
@@ -102,7 +102,10 @@ class Evaluation:
         """The summary in one line."""
         s = self.summary
         time = "" if s.median_time_to_success is None else f", median {s.median_time_to_success:g} steps to success"
-        crashed = f"; {s.crashed} crashed twice and count as failed" if s.crashed else ""
+        crashed = ""
+        if s.crashed:
+            first = next(record for record in self.records if record.error is not None)
+            crashed = f"; {s.crashed} crashed twice and count as failed, seed {first.seed} first: {first.error}"
         return (
             f"{self.policy} in {self.env_id}: {s.successes} of {s.episodes} succeeded, {100 * s.success_rate:.0f} % "
             f"(95 % interval {100 * s.low:.0f} to {100 * s.high:.0f} %){time}{crashed}"
@@ -156,7 +159,7 @@ class Evaluation:
             videos = tuple(path.parent / name for name in data["videos"])
             timing = Timing.from_dict(data["timing"]) if "timing" in data else None
             return cls(data["env_id"], data["policy"], records, videos, timing)
-        except (KeyError, TypeError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise CorruptDataError(f"{path} holds no evaluation: {error!r}") from error
 
 
@@ -235,8 +238,8 @@ def evaluate(
     policy = resolve_policy(policy)
     seeds, workers = [int(seed) for seed in seeds], workers or 0
     _check_arguments(seeds, workers, batch_size, videos, step_timeout_s)
-    if software not in _SOFTWARE:
-        raise UnknownNameError("way with other software", software, _SOFTWARE)
+    if software not in SOFTWARE:
+        raise UnknownNameError("way with other software", software, SOFTWARE)
     if inference not in _INFERENCE:
         raise UnknownNameError("place of inference", inference, _INFERENCE)
     if corruption is not None:
@@ -254,7 +257,7 @@ def evaluate(
 
     def meet(description: Description, slots: Slots) -> Actor | None:
         if software != "ignore":
-            _compare_software(policy, description, refuse=software == "refuse")
+            compare_software(policy, description, refuse=software == "refuse")
         if policy.needs_simulator:
             return None
         policy.bind([DescribedEnv(description)] * slots.layout.slots, setting.deliberate)
@@ -263,6 +266,9 @@ def evaluate(
             instruction=description.contract.instruction,
         )  # fmt: skip
 
+    if folder is not None and max(videos) > 0:
+        for name in (f"{outcome}-{seed}.mp4" for seed in seeds for outcome in ("success", "failure")):
+            (folder / name).unlink(missing_ok=True)  # another run's
     engine: Engine | InProcess
     if workers:
         engine = Engine(
@@ -348,7 +354,7 @@ def _setting(
     env_id: str, policy: Policy, env_options: Mapping[str, Any], films: bool, stop_at_success: bool, per_step: bool
 ) -> Setting:
     training = getattr(policy, "training", None)
-    trained = training.env_options() if training is not None and training.env_id == env_id else {}
+    trained = training.env_options() if training is not None and training.covers(env_id) else {}
     spec = gymnasium.registry.get(env_id)
     options = {"pixels": policy.needs_pixels or films, **trained, **env_options}
     if films and not options["pixels"]:
@@ -394,10 +400,22 @@ def _threads(policy: Policy) -> tuple[int, bool]:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, True
 
 
-def _compare_software(policy: Policy, description: Description, *, refuse: bool) -> None:
-    """Simulators and renderers change what a policy sees; say so, or refuse."""
+def compare_software(policy: Policy, description: Description, *, refuse: bool, anywhere: bool = False) -> None:
+    """Simulators and renderers change what a policy sees; warn of it, or refuse.
+
+    Args:
+        policy: one that may say what it was trained on.
+        description: the environments that it meets.
+        refuse: whether to raise.
+        anywhere: whether environments that it was not trained in count too.
+
+    Raises:
+        LatentGymError: if they differ and ``refuse``.
+    """
     training: Training | None = getattr(policy, "training", None)
-    if training is None or training.software is None or training.env_id != description.contract.env_id:
+    if training is None or training.software is None:
+        return
+    if not anywhere and not training.covers(description.contract.env_id):
         return
     differences = training.software.differences(description.software, pixels=policy.needs_pixels)
     if not differences:
@@ -413,7 +431,8 @@ def _keep_first(folder: Path, records: Sequence[EpisodeRecord], videos: tuple[in
     """Of the videos that chunks wrote, keep the first of each outcome in the order of the seeds."""
     kept = []
     for outcome, wanted in zip(("success", "failure"), videos, strict=True):
-        own = [record.seed for record in records if record.success == (outcome == "success")]
+        run = [record for record in records if record.error is None]
+        own = [record.seed for record in run if record.success == (outcome == "success")]
         written = [path for path in (folder / f"{outcome}-{seed}.mp4" for seed in own) if path.is_file()]
         kept += written[:wanted]
         for path in written[wanted:]:

@@ -23,6 +23,8 @@ from latentgym.statistics import (
 COVARIATE = "psnr_db"
 LEAVE_ONE_OUT = "spearman_leave_one_family_out"
 MIN_ENCODERS = 4
+# Ranks lose a dimension to their mean and one to each covariate; of two residuals' single dimension, any ρ is ±1.
+_FEWEST_RESIDUALS = 3
 CORRELATIONS: Mapping[str, Callable[..., Any]] = {"spearman": spearman, "kendall": kendall, "pearson": pearson}
 LESS_IS_BETTER = ("mmrv", "regret")
 
@@ -69,10 +71,15 @@ def _partial(sample: Samples, proxy: str) -> Estimate:
     names = [COVARIATE] if np.isfinite(sample.proxy(COVARIATE)).any() else []
     covariates = [*map(sample.proxy, names), sample.parameters]
     drawn = [*map(sample.drawn_proxy, names), sample.take(sample.parameters)]
+    complete = np.logical_and.reduce([np.isfinite(values) for values in (x, sample.success, *covariates)])
+    known = np.where(complete, x, np.nan)
+    varying = sum(bool(np.ptp(values[complete]) > 0) for values in covariates if complete.any())
+    if complete.sum() - varying < _FEWEST_RESIDUALS:
+        return Estimate(np.nan, np.full(len(sample.drawn_success), np.nan), sample.encoders(known))
     return Estimate(
         partial_correlation(x, sample.success, covariates),
         partial_correlation(sample.drawn_proxy(proxy), sample.drawn_success, drawn),
-        sample.encoders(x),
+        sample.encoders(known),
     )
 
 

@@ -74,6 +74,15 @@ class Dataset(abc.ABC):
     def episode_key(self, index: int) -> str:
         """Hash of one episode's content."""
 
+    @property
+    def env_ids(self) -> tuple[str, ...]:
+        """Ids of the environments that its episodes stand for, where they are more than :attr:`env_id` says."""
+        return (self.env_id,)
+
+    def observed_as(self, camera: str) -> str:
+        """Observation key under which those environments show what ``camera`` shows."""
+        return camera
+
     @abc.abstractmethod
     def _read(self, index: int, cameras: Sequence[str], extras: Sequence[str]) -> Episode:
         """Read an episode that exists, with cameras and extras that exist."""

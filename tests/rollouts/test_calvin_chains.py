@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -13,10 +14,12 @@ import pytest
 from numpy.typing import NDArray
 
 from latentgym import cli
+from latentgym.encoders import load_encoder
 from latentgym.envs import make_env
 from latentgym.envs.calvin import initial_state, official_chains
+from latentgym.envs.recording import record
 from latentgym.errors import LatentGymError, UnknownNameError
-from latentgym.policies import ExpertPolicy
+from latentgym.policies import ExpertPolicy, train_policy
 from latentgym.policies.contract import Policy
 from latentgym.rollouts import ChainEvaluation, ChainRecord, evaluate_chains
 
@@ -110,22 +113,70 @@ def test_lengths_and_rates_count_as_the_benchmark_does() -> None:
 
 
 class Wrecker(Still):
-    """Takes the simulator away after a few steps."""
+    """Takes the simulator away at some of the steps that it is asked about."""
+
+    def __init__(self, *steps: int) -> None:
+        super().__init__()
+        self.steps = steps
 
     def bind(self, envs: Sequence[Any], deliberate: Any = frozenset()) -> None:
         self.env = envs[0]
 
     def act(self, observation: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
-        if len(self.told) == 3:
+        if len(self.told) in self.steps:
             self.env.close()
         return super().act(observation)
 
 
-def test_a_simulator_that_fails_names_the_chain() -> None:
-    with pytest.raises(
-        LatentGymError, match=r"chain 0 \(turn_on_led, open_drawer, turn_on_lightbulb\) failed: error: "
-    ):
-        evaluate_chains(Wrecker(), SOLVED[:1])
+def test_a_chain_whose_simulator_fails_once_is_repeated() -> None:
+    found = evaluate_chains(Wrecker(3), SOLVED[:1], steps_per_instruction=6)
+    assert found == evaluate_chains(Still(), SOLVED[:1], steps_per_instruction=6)
+
+
+def test_a_chain_whose_simulator_fails_twice_is_reported() -> None:
+    found = evaluate_chains(Wrecker(3, 5), SOLVED, steps_per_instruction=6)
+    lost, kept = found.records
+    assert lost.error is not None and lost.completed == 0 and lost.steps == () and kept.error is None
+    assert "1 crashed twice and count as failed, the first by error: " in found.describe()
+    assert "error" in found.to_dict()["records"][0] and "error" not in found.to_dict()["records"][1]
+    assert found.success_at[0].trials == 2 and "turn_on_led" not in found.tasks
+
+
+class Broken(Still):
+    def act(self, observation: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+        raise ZeroDivisionError("by itself")
+
+
+def test_a_policy_that_fails_ends_the_evaluation() -> None:
+    with pytest.raises(LatentGymError, match="policy 'still' failed: ZeroDivisionError: by itself"):
+        evaluate_chains(Broken(), SOLVED)
+
+
+def test_other_software_than_the_training_data_had_is_refused(tmp_path: Path) -> None:
+    dataset = record(
+        "latentgym/CalvinD-v0",
+        tmp_path / "data",
+        episodes=4,
+        policy="expert",
+        env_options={"task": "turn_on_led", "pixels": False},
+    )
+    policy = train_policy(dataset, load_encoder("state"), steps=2, hidden=(8,), demonstrations=1)
+    assert policy.training.software is not None
+    versions = {**policy.training.software.versions, "pybullet": "0.1"}
+    old = dataclasses.replace(policy.training.software, versions=versions)
+    policy.training = dataclasses.replace(policy.training, software=old)
+    chains, short = [(START, ["turn_on_led"])] * 2, {"steps_per_instruction": 2}
+    for workers in (1, 2):
+        with pytest.raises(LatentGymError, match="pybullet: trained on 0.1"):
+            evaluate_chains(policy, chains, workers=workers, software="refuse", **short)
+    with pytest.warns(UserWarning, match="pybullet"):
+        evaluate_chains(policy, chains, **short)
+
+
+def test_chains_of_one_length_leave_the_mean_uncertain() -> None:
+    found = ChainEvaluation("policy", tuple(ChainRecord(index, ("a", "b"), (360,), 0) for index in range(5)))
+    low, high = found.mean_length_interval() or (9, 0)
+    assert low == 0 and 0.5 < high < 1.5
 
 
 def test_bad_chains_and_options_are_refused() -> None:

@@ -8,13 +8,23 @@ from hypothesis import strategies as st
 
 from latentgym.errors import LatentGymError
 from latentgym.statistics import comparison_power, mcnemar, required_episodes
+from latentgym.statistics.power import _score_power
 
 
 def test_textbook_sample_sizes() -> None:
     # Fleiss, Levin & Paik (2003), without continuity correction: 0.5 against 0.6 needs 388 per group.
-    assert required_episodes(0.1).episodes == pytest.approx(388, abs=1)
+    assert _score_power(387, 0.5, 0.6, 0.95) < 0.8 <= _score_power(388, 0.5, 0.6, 0.95)
+    assert required_episodes(0.1).episodes == pytest.approx(388, rel=0.02)
     # 0.25 against 0.40 at 90 %: 203 per group.
-    assert required_episodes(0.15, rate=0.25, power=0.9).episodes == pytest.approx(203, abs=2)
+    assert _score_power(202, 0.25, 0.4, 0.95) < 0.9 <= _score_power(203, 0.25, 0.4, 0.95)
+    assert required_episodes(0.15, rate=0.25, power=0.9).episodes == pytest.approx(203, rel=0.02)
+
+
+@pytest.mark.parametrize(("rate", "other"), [(0.95, 1.0), (0.02, 0.1), (0.0, 0.05)])
+def test_rates_near_the_ends_are_planned_exactly(rate: float, other: float) -> None:
+    plan = required_episodes(other - rate, rate=rate)
+    assert plan.method == "exact" and plan.power >= 0.8
+    assert comparison_power(plan.episodes - 1, other - rate, rate=rate).power < 0.8
 
 
 def test_exact_power_of_mcnemar_is_that_of_simulation() -> None:
@@ -38,7 +48,7 @@ def test_exact_power_of_barnard_is_that_of_scipys_test() -> None:
 
 
 def test_where_enumeration_ends_the_approximation_takes_over_smoothly() -> None:
-    exact, normal = (comparison_power(n, 0.2) for n in (120, 121))
+    exact, normal = (comparison_power(n, 0.1) for n in (500, 501))
     assert (exact.method, normal.method) == ("exact", "normal approximation")
     assert exact.power == pytest.approx(normal.power, abs=0.015)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,12 +11,15 @@ import gymnasium
 
 from latentgym.envs.wrappers.rebuilding import RebuiltFromSpec
 
+_OPEN_TASKS = "tasks_to_complete"
+
 
 class SuccessInfo(gymnasium.Wrapper[Any, Any, Any, Any], RebuiltFromSpec):
     """Puts ``info["is_success"]`` into every reset and step, from the first of ``keys`` that the info holds.
 
-    A number counts as success when it is not 0. Where no key is found the value is ``False``: success is never guessed
-    from ``terminated`` or the reward.
+    A number counts as success when it is not 0, and so does an empty list of ``"tasks_to_complete"``, by which
+    Gymnasium-Robotics' kitchen says that all is done. Where no key is found the value is ``False``, with one warning:
+    success is never guessed from ``terminated`` or the reward.
 
     Args:
         env: any environment.
@@ -25,6 +30,7 @@ class SuccessInfo(gymnasium.Wrapper[Any, Any, Any, Any], RebuiltFromSpec):
         RebuiltFromSpec.__init__(self, keys=list(keys))
         gymnasium.Wrapper.__init__(self, env)
         self._keys = tuple(keys)
+        self._asked = False
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Reset the environment."""
@@ -34,7 +40,23 @@ class SuccessInfo(gymnasium.Wrapper[Any, Any, Any, Any], RebuiltFromSpec):
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """Step the environment."""
         observation, reward, terminated, truncated, info = self.env.step(action)
+        if not self._asked and not {*self._keys, _OPEN_TASKS} & info.keys():
+            self._asked = True
+            _warn_once(self.spec.id if self.spec is not None else str(self.env.unwrapped), self._keys)
         return observation, reward, terminated, truncated, info | {"is_success": self._success(info)}
 
     def _success(self, info: Mapping[str, Any]) -> bool:
-        return next((bool(info[key]) for key in self._keys if key in info), False)
+        stated = next((key for key in self._keys if key in info), None)
+        if stated is None:
+            return _OPEN_TASKS in info and len(info[_OPEN_TASKS]) == 0
+        return bool(info[stated])
+
+
+@functools.cache
+def _warn_once(name: str, keys: tuple[str, ...]) -> None:
+    """Say it once per process, whatever filter is on."""
+    warnings.warn(
+        f"{name} states no success: its info holds none of {', '.join(keys)}, so that no episode ever succeeds; judge "
+        "policies by their reward, or put 'is_success' into the info",
+        stacklevel=3,
+    )

@@ -94,12 +94,25 @@ class LiberoDataset(Dataset):
         self.lengths = np.array([demo.length for demo in self._demos], np.int64)
         self.horizon = int(self.lengths.max())
         self.provenance = Provenance({}, {}, 0, "", "")
-        self.settings = {"data_set": {"format": facts.layout, **dataclasses.asdict(options)}}
+        self.settings = {
+            "data_set": {"format": facts.layout, **dataclasses.asdict(options)},
+            **_view(self.cameras, facts),
+        }
         self.policies = (POLICY,) * len(self._demos)
         self.seeds = tuple(derive_seed(0, "demonstration", demo.group) for demo in self._demos)
         self.successes = np.array([demo.success for demo in self._demos], np.bool_)
         self.groups = tuple(demo.group for demo in self._demos)
         self.held_out = tuple(demo.held_out for demo in self._demos)
+
+    @property
+    def env_ids(self) -> tuple[str, ...]:
+        """The environments of its tasks."""
+        return tuple(env_id_of(self.files[0].layout, [task]) for task in dict.fromkeys(self.tasks))
+
+    def observed_as(self, camera: str) -> str:
+        """The suite's name of a camera: ``"pixels"`` for the one that looks from the front."""
+        name = layout.model_camera(camera)
+        return "pixels" if name == layout.FRONT_CAMERA else f"pixels_{name}"
 
     @functools.cached_property
     def key(self) -> str:
@@ -240,6 +253,16 @@ def _ordered_cameras(facts: FileFacts, main: str | None) -> tuple[str, ...]:
         raise UnknownNameError("camera", main, found)
     preferred = [main] if main else [name for name in layout.MAIN_CAMERAS if name in found]
     return tuple(sorted(found, key=lambda name: name not in preferred[:1]))
+
+
+def _view(cameras: Sequence[str], facts: FileFacts) -> dict[str, Any]:
+    """Options of an environment that looks as the demonstrations do, through the main camera too."""
+    if not cameras:
+        return {}
+    main = layout.model_camera(cameras[0])
+    height, width = facts.shapes[cameras[0]][:2]
+    view: dict[str, Any] = {"render": "stock"} | ({"image_size": int(height)} if height == width else {})
+    return view if main == layout.FRONT_CAMERA else view | {"cameras": [main]}
 
 
 def _upright(rows: NDArray[Any], facts: FileFacts) -> NDArray[Any]:

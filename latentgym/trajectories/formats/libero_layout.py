@@ -27,6 +27,8 @@ JOINTS = {"libero": "joint_states", "robomimic": "robot0_joint_pos"}
 """Observation of the seven joint angles, which are also the first seven positions in a simulator state."""
 MAIN_CAMERAS = ("agentview_rgb", "agentview_image", "frontview_image", "shouldercamera0_image")
 """The main camera unless told otherwise: the first of these that there is."""
+FRONT_CAMERA = "agentview"
+"""The model's camera that the suite's environments call ``"pixels"`` in their stock look."""
 _OUTPUT = (0.05, 0.05, 0.05, 0.5, 0.5, 0.5)  # robosuite's OSC_POSE, per unit of action
 _ARM, _UNITS = ("x", "y", "z", "rx", "ry", "rz"), ("m", "m", "m", "rad", "rad", "rad")
 _ARM_SIZE = 7
@@ -35,6 +37,16 @@ _ARM_SIZE = 7
 def layout_of(observations: Mapping[str, Any]) -> str:
     """``"libero"`` or ``"robomimic"``, by the names of the observations."""
     return "libero" if {"agentview_rgb", "joint_states", "ee_states"} & set(observations) else "robomimic"
+
+
+def model_camera(name: str) -> str:
+    """The model's name of a camera whose images a file calls ``name``.
+
+    >>> model_camera("agentview_rgb"), model_camera("eye_in_hand_rgb"), model_camera("robot0_eye_in_hand_image")
+    ('agentview', 'robot0_eye_in_hand', 'robot0_eye_in_hand')
+    """
+    camera = name.removesuffix("_rgb").removesuffix("_image")
+    return "robot0_eye_in_hand" if camera == "eye_in_hand" else camera
 
 
 def is_camera(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bool:
