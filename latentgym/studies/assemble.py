@@ -18,6 +18,7 @@ from latentgym.rollouts.link import LinkPoint
 from latentgym.statistics import holm, mcnemar, newcombe_interval, success_interval, wilson_interval
 from latentgym.studies.cells import CHAINS_NAME
 from latentgym.studies.config import ADAPTED_SUFFIX, TWIN_SUFFIX, StudyConfig
+from latentgym.studies.engine import Cell
 from latentgym.studies.evidence import is_evidence, read_replicates, replicate_name
 from latentgym.studies.plan import EncoderUse, SuitePlan
 
@@ -162,6 +163,7 @@ def all_rows(plan: SuitePlan, measured: Sequence[Measured], root: Path, config: 
     rows += _adjusted([row for item in measured for row in _comparisons(item, measured)])
     rows += list(_baseline_rows(plan, root))
     rows += list(_chain_rows(plan, measured, root))
+    rows += list(_crash_rows(plan, measured, root))
     return rows
 
 
@@ -288,6 +290,31 @@ def _chain_rows(plan: SuitePlan, measured: Sequence[Measured], root: Path) -> It
             value, low, high = (rate[name] for name in ("rate", "low", "high"))
             yield Row(**columns, metric=f"chain_success_at_{length}", value=value, low=low, high=high)
         yield Row(**columns, metric="mean_chain_length", **found["mean_length"])
+
+
+def _crash_rows(plan: SuitePlan, measured: Sequence[Measured], root: Path) -> Iterator[Row]:
+    """Rollouts that crashed twice and count as failed; one row for every cell that has some."""
+    families = {item.use.name: item.identity["family"] for item in measured}
+    cells: list[tuple[EncoderUse | str, str, int | None, str | None, Cell]] = [
+        *((use, env, policy_seed, None, cell) for use, env, policy_seed, cell in plan.rollouts),
+        *plan.corrupted,
+        *((f"{name} policy", env, policy_seed, None, cell) for name, env, policy_seed, cell in plan.baselines),
+    ]
+    for use, env, policy_seed, condition, cell in cells:
+        records = read_json(cell.folder(root) / "rollouts.json")["records"]
+        crashed = sum(record.get("error") is not None for record in records)
+        if not crashed:
+            continue
+        columns: dict[str, Any] = {"encoder": use, "family": "reference"}
+        if not isinstance(use, str):
+            columns = {
+                "encoder": use.name, "family": families.get(use.name, use.name), "seed": use.seed,
+                "checkpoint": use.checkpoint,
+            }  # fmt: skip
+        yield Row(
+            **columns, env=env, metric="crashed_rollouts", readout="policy", policy_seed=policy_seed,
+            condition=condition, value=float(crashed), n=len(records),
+        )  # fmt: skip
 
 
 def claim_replicates(measured: Sequence[Measured]) -> dict[str, NDArray[np.float64]]:

@@ -86,6 +86,7 @@ def _context(study_dir: Path, results: Mapping[str, Any], run: Mapping[str, Any]
         "claims": _claims(results.get("claims") or []),
         "counts": _counts(rows, summaries, envs),
         "checks": _checks(summaries, envs),
+        "crashes": [row for row in rows if row["metric"] == "crashed_rollouts"],
         "envs": envs,
         "groups": [(key, label, [s for s in summaries if s.group == key]) for key, label in summary.GROUPS.items()],
         "columns": columns,

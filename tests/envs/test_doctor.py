@@ -71,6 +71,13 @@ def test_versions_that_do_not_work_together_are_named(monkeypatch):
     assert len(limits) == 1 and "virtual environment of its own" in limits[0]
 
 
+def test_libero_is_never_installed_beside_robosuite(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    found = examine("libero", gl=True)
+    assert not found["ok"] and "environment of its own" in found["mend"] and "libero/bin/pip" in found["mend"]
+    assert examine("timm", gl=True)["mend"] == "pip install 'latentgym[timm]'"
+
+
 def test_missing_assets_are_named(monkeypatch, tmp_path):
     monkeypatch.setenv("CALVIN_ENV_ROOT", str(tmp_path / "none"))
     assert "latentgym assets calvin" in examine("calvin", gl=True)["cannot"][0]

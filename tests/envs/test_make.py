@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -10,7 +12,7 @@ import pytest
 
 from latentgym.envs.behaviours import make_behaviour
 from latentgym.envs.contract import contract_of
-from latentgym.envs.make import TABLETOP_IDS, make_env, make_expert
+from latentgym.envs.make import TABLETOP_IDS, _legal_id, make_env, make_expert
 from latentgym.errors import LatentGymError, UnknownNameError
 
 
@@ -45,6 +47,49 @@ def test_unknown_options_and_near_misses() -> None:
         make_env("latentgym/TabletopReech-v0")
     with pytest.raises(UnknownNameError, match="distractor"):
         make_env("latentgym/TabletopReach-v0", distracter="static")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"pixels": "no"}, "pixels must be true or false"),
+        ({"goal": 1}, "goal must be true or false"),
+        ({"corruption": 5}, "corruption must be a name"),
+    ],
+)
+def test_options_of_the_wrong_type_are_refused(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(LatentGymError, match=words):
+        make_env("latentgym/TabletopReach-v0", **options)
+
+
+def test_cameras_are_names() -> None:
+    pytest.importorskip("metaworld")
+    for wrong in (5, [3]):
+        with pytest.raises(LatentGymError, match="cameras must be a list of names"):
+            make_env("metaworld/reach-v3", cameras=wrong)
+    env = make_env("metaworld/reach-v3", cameras="gripperPOV")
+    assert contract_of(env).cameras == ("pixels", "pixels_gripperPOV")
+    env.close()
+
+
+@pytest.mark.parametrize("env_id", ["libero/libero_goal_swap/turn_on_the_stove", "my.module:mine/Toy-v0"])
+def test_ids_that_gymnasium_would_refuse_get_a_legal_one_in_the_spec(env_id: str) -> None:
+    spec = gymnasium.envs.registration.EnvSpec(_legal_id(env_id), entry_point="somewhere:else")
+    assert spec.id != env_id and _legal_id("my_module:mine/Toy-v0") == "my_module:mine/Toy-v0"
+
+
+def test_ids_of_dotted_modules_can_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "pack").mkdir()
+    (tmp_path / "pack" / "envs.py").write_text(
+        "import gymnasium\ngymnasium.register('pack/Toy-v0', 'gymnasium.envs.classic_control:PendulumEnv', "
+        "max_episode_steps=3)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    env = make_env("pack.envs:pack/Toy-v0", pixels=False)
+    assert contract_of(env).env_id == "pack.envs:pack/Toy-v0"
+    again = gymnasium.make(pickle.loads(pickle.dumps(env.spec)))
+    assert contract_of(again).env_id == "pack.envs:pack/Toy-v0"
+    gymnasium.registry.pop("pack/Toy-v0")
 
 
 def test_no_expert_is_said() -> None:

@@ -167,7 +167,7 @@ def test_other_software_than_the_training_data_had_is_refused(tmp_path: Path) ->
     policy.training = dataclasses.replace(policy.training, software=old)
     chains, short = [(START, ["turn_on_led"])] * 2, {"steps_per_instruction": 2}
     for workers in (1, 2):
-        with pytest.raises(LatentGymError, match="pybullet: trained on 0.1"):
+        with pytest.raises(LatentGymError, match=r"pybullet: trained on 0\.1"):
             evaluate_chains(policy, chains, workers=workers, software="refuse", **short)
     with pytest.warns(UserWarning, match="pybullet"):
         evaluate_chains(policy, chains, **short)

@@ -13,6 +13,7 @@ from latentgym.rollouts import compare_policies, evaluate, rollout_seeds
 from latentgym.statistics import SequentialComparison, anytime_difference_interval
 
 REACH = "latentgym/TabletopReach-v0"
+WALK = "latentgym-tests/Walk-v0"
 FAST: dict[str, Any] = {"batch_size": 5, "env_options": {"horizon": 30}}
 
 
@@ -70,3 +71,10 @@ def test_bad_choices_are_refused() -> None:
         compare_policies(REACH, Still(), RandomPolicy(), maximum=3)
     with pytest.raises(LatentGymError, match="block"):
         compare_policies(REACH, Still(), RandomPolicy(), block=0)
+
+
+def test_crashes_are_counted_and_said() -> None:
+    faults = {str(seed): "raise" for seed in rollout_seeds(0, WALK, 20)[:2]}
+    found = compare_policies(WALK, "random", "random", maximum=20, block=10, env_options={"faults": faults})
+    assert found.crashed == (2, 2) and found.error is not None
+    assert "2 episodes of the first and 2 of the second crashed and count as failed: " in found.describe()

@@ -10,11 +10,13 @@ from numpy.typing import NDArray
 
 from latentgym.envs import make_env
 from latentgym.errors import LatentGymError, UnknownNameError
-from latentgym.policies import ExpertPolicy, Policy
+from latentgym.policies import ExpertPolicy, Policy, RandomPolicy
 from latentgym.rollouts import CorruptionReport, Drop, evaluate, evaluate_corrupted
+from latentgym.rollouts.corruption import success_drops
 from latentgym.statistics import holm, mcnemar, newcombe_interval
 
 REACH = "latentgym/TabletopReach-v0"
+WALK = "latentgym-tests/Walk-v0"
 FAST = {"env_options": {"horizon": 12, "image_size": 16}, "batch_size": 4}
 
 
@@ -128,3 +130,26 @@ def test_bad_choices_are_refused() -> None:
         evaluate(REACH, ExpertPolicy(), corruption="snow:3")
     with pytest.raises(LatentGymError, match="already"):
         evaluate_corrupted(REACH, policy, corruptions=["snow"], env_options={"corruption": "snow:1"})
+
+
+def test_a_mean_drop_of_alike_outcomes_has_a_width() -> None:
+    before = np.ones(12, bool)
+    for after, value in ((before, 0.0), (~before, 1.0)):
+        (*_, mean) = success_drops(before, {"snow:1": after, "snow:3": after})
+        assert mean.severity is None and mean.drop == value
+        assert mean.low < value - 0.05 if value else mean.high > 0.05
+        assert mean.low <= value <= mean.high
+
+
+def test_crashes_under_a_corruption_are_counted_and_said() -> None:
+    faults = {"3": "raise", "5": "raise"}
+    report = evaluate_corrupted(
+        WALK, Seeing(), range(6), corruptions=["snow:1", "snow:3"], env_options={"faults": faults, "image_size": 16}
+    )
+    assert [(drop.severity, drop.crashed) for drop in report.drops] == [(1, 2), (3, 2), (None, 4)]
+    assert "2 crashed and count as failed" in report.describe()
+    assert "2 crashed twice and count as failed, seed 3 first: " in report.clean.describe()
+
+
+class Seeing(RandomPolicy):
+    needs_pixels = True

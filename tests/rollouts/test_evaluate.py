@@ -119,6 +119,13 @@ def test_videos_of_an_earlier_policy_are_not_taken_for_this_ones(tmp_path: Path)
     assert again.videos == first.videos
 
 
+def test_videos_of_the_other_outcome_do_not_stay(tmp_path: Path) -> None:
+    for policy in ("expert", "random"):
+        found = evaluate(ENV_ID, policy, seeds=range(2), video_dir=tmp_path, env_options={"horizon": 40})
+        assert sorted(found.videos) == sorted(tmp_path.iterdir())
+    assert [path.name for path in found.videos] == ["failure-0.mp4", "failure-1.mp4"]
+
+
 def test_videos_without_frames_are_refused(tmp_path: Path) -> None:
     with pytest.raises(LatentGymError, match="videos need frames"):
         evaluate(CLOCK_ID, Watcher(), [0], env_options={"pixels": False}, video_dir=tmp_path)
@@ -216,6 +223,14 @@ def test_summary_rows_and_file(tmp_path: Path) -> None:
     (tmp_path / "rollouts.json").write_text("{}")
     with pytest.raises(CorruptDataError, match="no evaluation"):
         Evaluation.read(tmp_path / "rollouts.json")
+
+
+@pytest.mark.parametrize("records", ["[[]]", '["x"]', "[3]"])
+def test_records_of_another_kind_are_damage(records: str, tmp_path: Path) -> None:
+    path = tmp_path / "rollouts.json"
+    path.write_text(f'{{"env_id": "e", "policy": "p", "records": {records}, "videos": []}}')
+    with pytest.raises(CorruptDataError, match="holds no evaluation"):
+        Evaluation.read(path)
 
 
 def test_a_time_to_success_without_success_is_none() -> None:

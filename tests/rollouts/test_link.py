@@ -97,6 +97,27 @@ def test_a_perfect_link_is_one() -> None:
     assert {row.env for row in rows} == {"e"}
 
 
+def test_partial_correlations_count_the_encoders_that_they_rest_on() -> None:
+    rng = np.random.default_rng(0)
+
+    def partial(encoders: int, with_psnr: int) -> LinkRow:
+        points = [
+            LinkPoint(
+                env="e", encoder=str(i), family=str(i), parameters=1000 + int(rng.integers(500)),
+                proxies={"r2": float(rng.normal())} | ({"psnr_db": float(rng.normal())} if i < with_psnr else {}),
+                success=[(rng.random(40) < 0.2 + 0.1 * i).astype(int).tolist()],
+            )
+            for i in range(encoders)
+        ]  # fmt: skip
+        return find(link(points, replicates=SMALL), "partial_spearman", env="e")
+
+    # Four encoders and two covariates leave a single dimension, in which every correlation is 1 or -1.
+    assert partial(4, with_psnr=4).value is None
+    assert partial(6, with_psnr=3).value is None
+    found = partial(7, with_psnr=6)
+    assert found.n_encoders == 6 and found.value is not None and abs(found.value) < 1
+
+
 def test_a_reversed_link_is_negative() -> None:
     points = [
         dataclasses.replace(point, proxies={"r2": -point.proxies["r2"]}, proxy_replicates={})

@@ -10,6 +10,7 @@ import pytest
 
 from latentgym.artifacts import read_json, write_json
 from latentgym.errors import LatentGymError, UnknownNameError
+from latentgym.rollouts.records import EpisodeRecord
 from latentgym.statistics import mcnemar
 from latentgym.studies.assemble import Measured, all_rows
 from latentgym.studies.config import StudyConfig, load_config, parse_config
@@ -73,6 +74,22 @@ def test_rows_hold_rates_drops_and_p_values() -> None:
     # Success under corruption is never taken for success.
     headline = select([row.to_dict() for row in rows], "success_rate", env=REACH)
     assert {(row["policy_seed"], row["condition"]) for row in headline} == {(0, None), (1, None), (None, None)}
+
+
+def test_crashes_stand_in_rows_of_their_own(tmp_path: Path) -> None:
+    config = config_with(["snow:1"])
+    (full,) = plan_study(config, {})
+    use, env, policy_seed, clean = next(item for item in full.rollouts if item[0].name == "pixels")
+    condition, snowy = next((condition, cell) for other, _, _, condition, cell in full.corrupted if other == use)
+    plan = SuitePlan(config.suites[0])
+    plan.rollouts.append((use, env, policy_seed, clean))
+    plan.corrupted.append((use, env, policy_seed, condition, snowy))
+    ran, crashed = EpisodeRecord(0, True, 5, 5, 0.0).to_dict(), EpisodeRecord.crashed(1, "died").to_dict()
+    for cell, records in ((clean, [ran, ran]), (snowy, [ran, crashed])):
+        cell.folder(tmp_path).mkdir(parents=True)
+        write_json(cell.folder(tmp_path) / "rollouts.json", {"records": records})
+    rows = [row for row in all_rows(plan, [], tmp_path, config) if row.metric == "crashed_rollouts"]
+    assert [(row.encoder, row.condition, row.value, row.n) for row in rows] == [("pixels", "snow:1", 1.0, 2)]
 
 
 def test_p_values_of_a_task_are_adjusted_together() -> None:

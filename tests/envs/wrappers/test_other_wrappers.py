@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -143,3 +144,46 @@ def test_bounds_are_compared_as_the_space_holds_them() -> None:
     spec = contract_of(env).action_spec
     tidy = dataclasses.replace(spec, low=(-0.4,) * spec.size, high=(0.4,) * spec.size)
     assert contract_of(ActionSpecWrapper(env, tidy)).action_spec.low[0] == -0.4
+
+
+class Infos(gymnasium.Env[Any, Any]):
+    """Says in its info what it is told."""
+
+    observation_space = gymnasium.spaces.Box(-1, 1, (1,), np.float32)
+    action_space = gymnasium.spaces.Box(-1, 1, (1,), np.float32)
+
+    def __init__(self, info: dict[str, Any]) -> None:
+        self.info = info
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        return np.zeros(1, np.float32), 0.0, False, False, dict(self.info)
+
+
+@pytest.mark.parametrize(
+    ("info", "success"),
+    [
+        ({"success": 1.0}, True),
+        ({"is_success": False, "success": True}, False),
+        ({"tasks_to_complete": []}, True),
+        ({"tasks_to_complete": ["microwave"]}, False),
+        ({"success": False, "tasks_to_complete": []}, False),
+    ],
+)
+def test_success_is_read_from_what_the_info_states(info: dict[str, Any], success: bool) -> None:
+    env = SuccessInfo(Infos(info))
+    assert env.reset()[1] == {"is_success": False}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert env.step(np.zeros(1))[4]["is_success"] is success
+
+
+def test_an_environment_that_states_no_success_is_said_once() -> None:
+    with pytest.warns(UserWarning, match="states no success") as said:
+        for _ in range(2):
+            env = SuccessInfo(Infos({"distance": 1.0}), keys=["solved"])
+            for _ in range(2):
+                assert env.step(np.zeros(1))[4]["is_success"] is False
+    assert len(said) <= 2 and "solved" in str(said[0].message)

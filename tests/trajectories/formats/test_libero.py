@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from latentgym.errors import CorruptDataError, LatentGymError
+from latentgym.policies.checkpoint import Training
 from latentgym.trajectories import check_dataset, inspect_dataset, open_dataset, split_episodes, split_tasks
 from latentgym.trajectories.formats.libero import LiberoDataset
 from latentgym.trajectories.formats.libero_layout import proprio
@@ -135,6 +137,21 @@ def test_rows_of_files_recorded_anew_are_paired_as_they_are(tmp_path):
     assert np.array_equal(episode.sim_state, np.stack([state(step) for step in times]))
     assert np.allclose(episode.action[:, 0], times[:-1] / 100)
     assert any("precede" in note for note in inspect_dataset(path).notes)
+
+
+def test_policies_of_libero_meet_its_environments(tmp_path):
+    """Cameras, image size and tasks of the files are those of the environments that the suite makes."""
+    suite = tmp_path / "libero_goal"
+    for task in ("turn_on_the_stove", "put_the_bowl_on_the_plate"):
+        write_libero(suite / f"{task}_demo.hdf5")
+    several, one = Training.of(open_dataset(suite)), Training.of(open_dataset(suite / "turn_on_the_stove_demo.hdf5"))
+    assert one.camera == "pixels" and one.env_options() == {"render": "stock", "image_size": SIDE}
+    assert one.covers("libero/turn_on_the_stove") and not one.covers("libero/put_the_bowl_on_the_plate")
+    assert several.covers("libero/turn_on_the_stove") and several.covers("libero/put_the_bowl_on_the_plate")
+    assert one.covers("libero/libero_goal_swap/turn_on_the_stove") and not several.covers("libero/other")
+    assert Training.from_dict(json.loads(json.dumps(dataclasses.asdict(several)))) == several
+    wrist = Training.of(open_dataset(suite, camera="eye_in_hand_rgb"))
+    assert wrist.camera == "pixels_robot0_eye_in_hand" and wrist.env_options()["cameras"] == ["robot0_eye_in_hand"]
 
 
 def test_robomimic_rows_images_state_and_masks(tmp_path):
