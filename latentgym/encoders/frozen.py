@@ -71,7 +71,7 @@ class FrozenEncoder(Encoder):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # What unpickles transformers' and timm's classes imports torchvision.
-        return _blank, (type(self), "torchvision" in sys.modules), self.__dict__
+        return _blank, (type(self), "torchvision" in sys.modules), self.__getstate__()
 
     @property
     def dtype(self) -> torch.dtype:

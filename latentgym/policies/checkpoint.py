@@ -91,8 +91,8 @@ class Training:
 
     def covers(self, env_id: str) -> bool:
         """Whether the data are of this environment; LIBERO-PRO's changes of a LIBERO task count as that task."""
-        suite, *_, task = env_id.split("/")
-        plain = f"libero/{task}" if suite == "libero" else env_id
+        parts = env_id.split("/")
+        plain = f"libero/{parts[-1]}" if parts[0] == "libero" else env_id
         return bool({env_id, plain} & {self.env_id, *self.env_ids})
 
     def env_options(self) -> dict[str, Any]:

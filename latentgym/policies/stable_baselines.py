@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from latentgym.encoders.contract import Encoder
 from latentgym.envs.contract import contract_of
+from latentgym.envs.wrappers.action_spec import action_wrappers
 from latentgym.envs.wrappers.latent_space import (
     DEFAULT_CAMERA,
     GOAL_KEYS,
@@ -46,8 +47,8 @@ _ACTIVATIONS = {
     "SiLU": torch.nn.functional.silu,
     "LeakyReLU": torch.nn.functional.leaky_relu,
 }
-# What they do to actions is known: scaling from one range to another, and clipping.
-_KNOWN_ACTION_WRAPPERS = ("RescaleAction", "ClipAction")
+# What it does to actions is known: scaling from one range to another.
+_KNOWN_ACTION_WRAPPERS = ("RescaleAction",)
 # Where the actor's layers are in the state dict: hidden layers, output layer, activation and squashing by default.
 _ACTORS = {
     "on-policy (PPO, A2C)": ("mlp_extractor.policy_net.", "action_net", "Tanh", False),
@@ -182,8 +183,11 @@ class StableBaselinesPolicy(CheckpointedPolicy):
             "observation_space": {"identity": getattr(model.observation_space, "identity", None)},
         }
         actor = actor_of(model.policy.state_dict(), facts, "the model")
+        # Wrappers around LatentObservation; environments in other processes cannot be asked.
+        for env in getattr(getattr(model.get_env(), "unwrapped", None), "envs", [])[:1]:
+            _check_wrappers(action_wrappers(env), "the model")
         normalisation = model.get_vec_normalize_env()
-        if normalisation is not None and normalisation.norm_obs:
+        if normalisation is not None:
             actor = _normalised(actor, normalisation)
         return cls._identified(actor, facts, encoder, "the model")
 
@@ -215,7 +219,7 @@ class StableBaselinesPolicy(CheckpointedPolicy):
                 "they are known, by StableBaselinesPolicy.from_model(model).save(folder), or open it by "
                 "StableBaselinesPolicy.from_file(path, normalisation=…), False if observations were left as they are"
             )
-        if normalisation:
+        if normalisation is not None and normalisation is not False:
             actor = _normalised(actor, normalisation)
         return cls._identified(actor, facts, encoder, str(path))
 
@@ -239,12 +243,7 @@ class StableBaselinesPolicy(CheckpointedPolicy):
         else:
             found = shared_encoder(encoder)
         check_encoder(found, identity["encoder"], label)
-        strange = [name for name in identity.get("action_wrappers", ()) if name not in _KNOWN_ACTION_WRAPPERS]
-        if strange:
-            raise LatentGymError(
-                f"{label} was trained behind {', '.join(strange)}, so that its actions are not the environment's; "
-                f"known here: {', '.join(_KNOWN_ACTION_WRAPPERS)}"
-            )
+        _check_wrappers(identity.get("action_wrappers", ()), label)
         env = identity["env"]
         training = None if env is None else Training.from_dict({**env, "camera": identity["camera"], "dataset_key": ""})
         return cls(
@@ -257,7 +256,7 @@ class StableBaselinesPolicy(CheckpointedPolicy):
         contract = contract_of(envs[0])
         if self.training is not None:
             self.training.check(contract, self.name, deliberate)
-        elif self.env_id not in (None, contract.env_id):
+        elif self.env_id is not None and _plain_id(self.env_id) != _plain_id(contract.env_id):
             raise LatentGymError(
                 f"policy {self.name!r} does not fit environment {contract.env_id!r}: it was trained in {self.env_id!r}"
             )
@@ -398,6 +397,11 @@ def _activation(facts: Mapping[str, Any], default: str, label: str) -> str:
     return name
 
 
+def _plain_id(env_id: str) -> str:
+    """An id without the module that registers it, which a made environment does not know."""
+    return env_id.rpartition(":")[2]
+
+
 def _bound(given: Any) -> tuple[float, ...] | None:
     """Bounds of actions from an array, or from what NumPy prints of one; ``None`` unless all are finite."""
     if given is None:
@@ -413,7 +417,23 @@ def _field(facts: Mapping[str, Any], *path: str) -> Any:
     return value
 
 
+def _check_wrappers(names: Sequence[str], label: str) -> None:
+    strange = [name for name in names if name not in _KNOWN_ACTION_WRAPPERS]
+    if strange:
+        raise LatentGymError(
+            f"{label} was trained behind {', '.join(strange)}, so that its actions are not the environment's; "
+            f"known here: {', '.join(_KNOWN_ACTION_WRAPPERS)}"
+        )
+
+
 def _normalised(actor: Actor, normalisation: Any) -> Actor:
+    if not hasattr(normalisation, "norm_obs"):
+        raise LatentGymError(
+            "normalisation: expected a VecNormalize of Stable-Baselines3 (VecNormalize.load opens a saved one) or "
+            f"False, found {type(normalisation).__name__}"
+        )
+    if not normalisation.norm_obs:
+        return actor
     statistics = normalisation.obs_rms
     parts = [statistics]
     if isinstance(statistics, Mapping):

@@ -185,7 +185,7 @@ def evaluate_chains(
         env_options: options of ``make_env``; those left out are as the policy's training data were recorded.
         software: what to do if simulator or renderer are not those of the policy's training data: ``"warn"``,
             ``"refuse"`` or ``"ignore"``.
-        chain_timeout_s: seconds after which a worker that runs one chain has hung.
+        chain_timeout_s: seconds after which a worker that runs one chain has hung; a single process is not watched.
         progress: called with (chains done, chains in all).
 
     Raises:
@@ -193,10 +193,10 @@ def evaluate_chains(
             refused, or workers that keep dying.
     """
     listed = _checked_chains(chains)
-    if workers < 1 or steps_per_instruction < 1:
+    if workers < 1 or steps_per_instruction < 1 or not chain_timeout_s > 0:
         raise LatentGymError(
-            f"evaluate_chains: workers and steps_per_instruction must be at least 1, found {workers} and "
-            f"{steps_per_instruction}"
+            "evaluate_chains: workers and steps_per_instruction must be at least 1 and chain_timeout_s positive, found "
+            f"{workers}, {steps_per_instruction} and {chain_timeout_s}"
         )
     if software not in SOFTWARE:
         raise UnknownNameError("way with other software", software, SOFTWARE)
@@ -265,18 +265,23 @@ class _ChainRunner:
     def __init__(self, setting: _Setting, policy: Policy) -> None:
         self._setting, self._policy = setting, policy
         options = {"pixels": policy.needs_pixels, **setting.env_options, "horizon": setting.steps}
-        self._env: gymnasium.Env[Any, Any] = make_env(CHAINS_ENV, **options)
+        with _blamed("CALVIN's environment cannot be made"):
+            self._env: gymnasium.Env[Any, Any] = make_env(CHAINS_ENV, **options)
         self._inner: Any = self._env.unwrapped
         self.renderer: str | None = contract_of(self._env).settings.get("renderer")
         try:
-            policy.bind([self._env], setting.deliberate)
+            with self._policy_blamed():
+                policy.bind([self._env], setting.deliberate)
             if setting.software != "ignore":
                 # A policy of another scene meets the same simulator.
                 refuse = setting.software == "refuse"
                 compare_software(policy, Description.of(self._env), refuse=refuse, anywhere=True)
-        except LatentGymError:
+        except BaseException:
             self.close()
             raise
+
+    def _policy_blamed(self) -> contextlib.AbstractContextManager[None]:
+        return _blamed(f"policy {self._policy.name!r} failed")
 
     def close(self) -> None:
         self._env.close()
@@ -303,7 +308,8 @@ class _ChainRunner:
 
     def _follow(self, observation: Mapping[str, Any], seed: int) -> tuple[bool, int]:
         """Act on one instruction from its first observation on; whether it succeeded, and the steps taken."""
-        self._policy.reset(np.ones(1, np.bool_), [seed])
+        with self._policy_blamed():
+            self._policy.reset(np.ones(1, np.bool_), [seed])
         for step in range(1, self._setting.steps + 1):
             batch = {
                 key: np.array([value], object if isinstance(value, str) else None) for key, value in observation.items()
@@ -314,12 +320,19 @@ class _ChainRunner:
         return False, self._setting.steps
 
     def _act(self, batch: Mapping[str, Any]) -> NDArray[np.float32]:
-        try:
+        with self._policy_blamed():
             return np.asarray(self._policy.act(batch)[0])
-        except LatentGymError:
-            raise
-        except Exception as error:
-            raise LatentGymError(f"policy {self._policy.name!r} failed: {type(error).__name__}: {error}") from error
+
+
+@contextlib.contextmanager
+def _blamed(text: str) -> Iterator[None]:
+    """Whatever is raised here is no failure of a chain: it ends the evaluation."""
+    try:
+        yield
+    except LatentGymError:
+        raise
+    except Exception as error:
+        raise LatentGymError(f"{text}: {type(error).__name__}: {error}") from error
 
 
 _Result = tuple[ChainRecord, str | None]

@@ -9,6 +9,7 @@ import multiprocessing
 import multiprocessing.connection
 import time
 from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 from latentgym.errors import LatentGymError
@@ -24,10 +25,13 @@ Do = Callable[[Any], Any]
 
 @dataclasses.dataclass(eq=False)
 class _Worker:
+    """A process, the job that it has or gets as soon as it is ready, and since when."""
+
     process: Any
     connection: Any
-    job: int | None = None
-    since: float = 0.0
+    job: int
+    since: float
+    ready: bool = False
 
     def kill(self) -> str:
         """End the process and say how it ended."""
@@ -64,10 +68,13 @@ def run_jobs(
         while waiting or live:
             for number in range(min(workers, len(live) + len(waiting))):
                 if waiting and number not in live:
-                    live[number] = _start(open_worker, number)
-                    _give(live[number], waiting.popleft(), jobs)
+                    live[number] = _start(open_worker, number, waiting.popleft())
             for number, job, message in _news(live, timeout_s):
                 kind, found = message
+                if kind == "ready":
+                    live[number].ready = True
+                    _give(live[number], job, jobs)
+                    continue
                 if kind == "error":
                     raise LatentGymError(found)
                 barren = barren + 1 if kind == "lost" else 0
@@ -95,13 +102,13 @@ def run_jobs(
             worker.kill()
 
 
-def _start(open_worker: Callable[[int], Do], number: int) -> _Worker:
+def _start(open_worker: Callable[[int], Do], number: int, job: int) -> _Worker:
     context = multiprocessing.get_context("spawn")  # GL contexts do not survive a fork
     ours, theirs = context.Pipe()
     process = context.Process(target=_serve, args=(theirs, open_worker, number), daemon=True)
     process.start()
     theirs.close()
-    return _Worker(process, ours)
+    return _Worker(process, ours, job, time.monotonic())
 
 
 def _give(worker: _Worker, job: int, jobs: Sequence[Any]) -> None:
@@ -116,7 +123,6 @@ def _news(live: dict[int, _Worker], timeout_s: float) -> list[tuple[int, int, tu
     ready = multiprocessing.connection.wait([worker.connection for worker in live.values()], max(0.0, left))
     news = []
     for number, worker in live.items():
-        assert worker.job is not None
         if worker.connection in ready:
             try:
                 message = worker.connection.recv()
@@ -133,17 +139,26 @@ def _serve(connection: Any, open_worker: Callable[[int], Do], number: int) -> No
     """The target of a worker process."""
     follow_parent()
     try:
-        do = open_worker(number)
+        try:
+            do = open_worker(number)
+        except LatentGymError:
+            raise
+        except Exception as error:  # no job is to blame
+            raise LatentGymError(f"a worker cannot start: {type(error).__name__}: {error}") from error
+        connection.send(("ready", None))
         while True:
-            job = connection.recv()
-            try:
-                message = ("done", do(job))
-            except LatentGymError:
-                raise
-            except Exception as error:  # simulators raise anything
-                message = ("failed", f"{type(error).__name__}: {error}")
-            connection.send(message)
+            connection.send_bytes(_done(do, connection.recv()))
     except LatentGymError as error:
         connection.send(("error", str(error)))
     except (EOFError, ConnectionError):
         return  # nobody is listening any more
+
+
+def _done(do: Do, job: Any) -> Any:
+    """What became of a job, pickled."""
+    try:
+        return ForkingPickler.dumps(("done", do(job)))
+    except LatentGymError:
+        raise
+    except Exception as error:  # simulators raise anything
+        return ForkingPickler.dumps(("failed", f"{type(error).__name__}: {error}"))

@@ -134,12 +134,15 @@ def required_episodes(
             raise LatentGymError(
                 f"power: an effect of {effect:g} needs more than {high:,} episodes per policy; give a larger one"
             )
-        low, high = high, min(2 * high, MOST_EPISODES)
+        # Exact power is tried as far as it goes: beyond, the approximation may ask for more.
+        further = EXACT_UP_TO if not paired and high < EXACT_UP_TO < 2 * high else 2 * high
+        low, high = high, min(further, MOST_EPISODES)
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if at(middle).power >= power else (middle, high)
     # The saw's teeth are wide where numbers are small, and vanish in a sum over many discordant pairs.
-    teeth = [episodes for episodes in range(high, high + _TEETH) if at(episodes).power < power]
+    last = EXACT_UP_TO + 1 if not paired and high <= EXACT_UP_TO else high + _TEETH
+    teeth = [episodes for episodes in range(high, min(high + _TEETH, last)) if at(episodes).power < power]
     return at(max(teeth, default=high - 1) + 1)
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from latentgym.artifacts import read_json
 from latentgym.probes.scores import Estimate, share
 from latentgym.results import Row
+from latentgym.rollouts.calvin_chains import CHAINS_ENV
 from latentgym.rollouts.corruption import drop_rows, success_drops
 from latentgym.rollouts.link import LinkPoint
 from latentgym.statistics import holm, mcnemar, newcombe_interval, success_interval, wilson_interval
@@ -23,6 +24,7 @@ from latentgym.studies.evidence import is_evidence, read_replicates, replicate_n
 from latentgym.studies.plan import EncoderUse, SuitePlan
 
 _P_VALUE = "success_minus_random_p_value"
+_ROLLOUTS_NAME = "rollouts.json"
 # Every proxy that the link ranks: its name, and the row that holds it (metric, readout, input, k, subset).
 PROXIES: dict[str, tuple[str, str | None, str | None, int | None, str | None]] = {
     "action_r2": ("action_r2", "ridge", "pair", 1, "all"),
@@ -133,12 +135,12 @@ def measure(plan: SuitePlan, root: Path) -> list[Measured]:
 
 
 def _read_outcomes(folder: Path) -> NDArray[np.bool_]:
-    return np.array([record["success"] for record in read_json(folder / "rollouts.json")["records"]], bool)
+    return np.array([record["success"] for record in read_json(folder / _ROLLOUTS_NAME)["records"]], bool)
 
 
 def _read_times(folder: Path) -> list[int]:
     """Steps to success of the successes."""
-    found = [record["time_to_success"] for record in read_json(folder / "rollouts.json")["records"]]
+    found = [record["time_to_success"] for record in read_json(folder / _ROLLOUTS_NAME)["records"]]
     return [int(time) for time in found if time is not None]
 
 
@@ -263,16 +265,20 @@ def _find(measured: Sequence[Measured], name: str, env: str, seed: int) -> Measu
 
 def _baseline_rows(plan: SuitePlan, root: Path) -> Iterator[Row]:
     for name, env, policy_seed, cell in plan.baselines:
-        records = read_json(cell.folder(root) / "rollouts.json")["records"]
+        records = read_json(cell.folder(root) / _ROLLOUTS_NAME)["records"]
         successes, total = sum(bool(record["success"]) for record in records), len(records)
         low, high = wilson_interval(successes, total)
-        family = "floor" if name in ("random", "constant") else "reference"
+        family = _baseline_family(name)
         yield Row(
             env=env, encoder=f"{name} policy", family=family, metric="success_rate", readout="policy",
             policy_seed=policy_seed, value=successes / total, low=low, high=high, n=total,
         )  # fmt: skip
         identity = {"env": env, "encoder": f"{name} policy", "family": family}
         yield _time_row(identity, _read_times(cell.folder(root)), policy_seed)
+
+
+def _baseline_family(name: str) -> str:
+    return "floor" if name in ("random", "constant") else "reference"
 
 
 def _chain_rows(plan: SuitePlan, measured: Sequence[Measured], root: Path) -> Iterator[Row]:
@@ -295,25 +301,31 @@ def _chain_rows(plan: SuitePlan, measured: Sequence[Measured], root: Path) -> It
 def _crash_rows(plan: SuitePlan, measured: Sequence[Measured], root: Path) -> Iterator[Row]:
     """Rollouts that crashed twice and count as failed; one row for every cell that has some."""
     families = {item.use.name: item.identity["family"] for item in measured}
-    cells: list[tuple[EncoderUse | str, str, int | None, str | None, Cell]] = [
-        *((use, env, policy_seed, None, cell) for use, env, policy_seed, cell in plan.rollouts),
-        *plan.corrupted,
-        *((f"{name} policy", env, policy_seed, None, cell) for name, env, policy_seed, cell in plan.baselines),
+    first = plan.suite.policy_seeds[0]
+    cells: list[tuple[EncoderUse | str, str, int | None, str | None, Cell, str]] = [
+        *((use, env, seed, None, cell, _ROLLOUTS_NAME) for use, env, seed, cell in plan.rollouts),
+        *((*corrupted, _ROLLOUTS_NAME) for corrupted in plan.corrupted),
+        *((f"{name} policy", env, seed, None, cell, _ROLLOUTS_NAME) for name, env, seed, cell in plan.baselines),
+        *(
+            (use, CHAINS_ENV, None if isinstance(use, str) else first, None, cell, CHAINS_NAME)
+            for use, cell in plan.chains
+        ),
     ]
-    for use, env, policy_seed, condition, cell in cells:
-        records = read_json(cell.folder(root) / "rollouts.json")["records"]
+    for use, env, policy_seed, condition, cell, name in cells:
+        records = read_json(cell.folder(root) / name)["records"]
         crashed = sum(record.get("error") is not None for record in records)
         if not crashed:
             continue
-        columns: dict[str, Any] = {"encoder": use, "family": "reference"}
-        if not isinstance(use, str):
+        if isinstance(use, str):
+            columns: dict[str, Any] = {"encoder": use, "family": _baseline_family(use.removesuffix(" policy"))}
+        else:
             columns = {
                 "encoder": use.name, "family": families.get(use.name, use.name), "seed": use.seed,
                 "checkpoint": use.checkpoint,
             }  # fmt: skip
         yield Row(
-            **columns, env=env, metric="crashed_rollouts", readout="policy", policy_seed=policy_seed,
-            condition=condition, value=float(crashed), n=len(records),
+            **columns, env=env, metric="crashed_chains" if name == CHAINS_NAME else "crashed_rollouts",
+            readout="policy", policy_seed=policy_seed, condition=condition, value=float(crashed), n=len(records),
         )  # fmt: skip
 
 

@@ -86,7 +86,7 @@ def _context(study_dir: Path, results: Mapping[str, Any], run: Mapping[str, Any]
         "claims": _claims(results.get("claims") or []),
         "counts": _counts(rows, summaries, envs),
         "checks": _checks(summaries, envs),
-        "crashes": [row for row in rows if row["metric"] == "crashed_rollouts"],
+        "crashes": [row for row in rows if row["metric"] in ("crashed_rollouts", "crashed_chains")],
         "envs": envs,
         "groups": [(key, label, [s for s in summaries if s.group == key]) for key, label in summary.GROUPS.items()],
         "columns": columns,

@@ -182,3 +182,10 @@ def test_what_a_callback_raises_comes_back_as_it_is() -> None:
 
     with pytest.raises(ValueError, match="enough at 16"):
         learn("sac", checkpoint_every=8, on_checkpoint=stop)
+
+
+def test_a_policy_of_an_id_without_a_suite_is_evaluated_there() -> None:
+    policy = train_rl("Reacher-v5", "state", algorithm="ppo", steps=16, algorithm_options=OPTIONS["ppo"])
+    assert len(evaluate("Reacher-v5", policy, seeds=range(2), env_options={"horizon": 3}).records) == 2
+    assert policy.training is not None and policy.training.covers("Reacher-v5")
+    assert not policy.training.covers("Swimmer-v5")

@@ -115,7 +115,11 @@ def test_a_file_trained_behind_normalisation_is_not_opened_without(tmp_path: Pat
         same_actions(model, policy, normalisation.normalize_obs)
     model = ppo(VecNormalize(DummyVecEnv([latent_env]), norm_obs=False)).learn(16)
     model.save(tmp_path / "rewards")
-    same_actions(model, StableBaselinesPolicy.from_file(tmp_path / "rewards.zip", normalisation=False))
+    for normalisation in (False, model.get_vec_normalize_env()):
+        policy = StableBaselinesPolicy.from_file(tmp_path / "rewards.zip", normalisation=normalisation)
+        same_actions(model, policy)
+    with pytest.raises(LatentGymError, match=r"expected a VecNormalize .* found str"):
+        StableBaselinesPolicy.from_file(tmp_path / "rewards.zip", normalisation="vec.pkl")
 
 
 @pytest.mark.parametrize("make", [ppo, sac])
@@ -140,8 +144,10 @@ def test_actions_are_scaled_as_they_were_for_the_learner(make: Any, tmp_path: Pa
 def test_actions_behind_an_unknown_wrapper_are_refused(tmp_path: Path) -> None:
     inner = TransformAction(make_env(REACH, **OPTIONS), lambda action: -action, None)
     model = ppo(LatentObservation(inner, "pixels"))
-    with pytest.raises(LatentGymError, match="trained behind TransformAction"):
-        StableBaselinesPolicy.from_model(model)
+    outside = ppo(TransformAction(LatentObservation(make_env(REACH, **OPTIONS), "pixels"), lambda a: -a, None))
+    for changed in (model, outside):
+        with pytest.raises(LatentGymError, match="trained behind TransformAction"):
+            StableBaselinesPolicy.from_model(changed)
 
 
 def test_an_environment_without_a_contract_is_remembered_by_its_id_and_camera(tmp_path: Path) -> None:
@@ -151,6 +157,7 @@ def test_an_environment_without_a_contract_is_remembered_by_its_id_and_camera(tm
     assert isinstance(policy, StableBaselinesPolicy) and policy.camera == "pixels"
     policy.bind([make_env("Reacher-v5", image_size=32)])
     again = load_policy(policy.save(tmp_path / "policy"))
+    again.bind([make_env("gymnasium.envs.mujoco:Reacher-v5", image_size=32)])
     with pytest.raises(LatentGymError, match=r"trained in 'Reacher-v5'"):
         again.bind([make_env("Swimmer-v5", image_size=32)])
     renamed = gymnasium.wrappers.TransformObservation(

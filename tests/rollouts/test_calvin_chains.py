@@ -142,14 +142,26 @@ def test_a_chain_whose_simulator_fails_twice_is_reported() -> None:
     assert found.success_at[0].trials == 2 and "turn_on_led" not in found.tasks
 
 
-class Broken(Still):
-    def act(self, observation: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+@pytest.mark.parametrize("where", ["bind", "reset", "act"])
+def test_a_policy_that_fails_ends_the_evaluation(where: str) -> None:
+    def fail(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError("by itself")
 
-
-def test_a_policy_that_fails_ends_the_evaluation() -> None:
+    policy = Still()
+    setattr(policy, where, fail)
     with pytest.raises(LatentGymError, match="policy 'still' failed: ZeroDivisionError: by itself"):
-        evaluate_chains(Broken(), SOLVED)
+        evaluate_chains(policy, SOLVED)
+
+
+def test_an_environment_that_cannot_be_made_ends_the_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("no physics")
+
+    monkeypatch.setattr("latentgym.rollouts.calvin_chains.make_env", fail)
+    with pytest.raises(LatentGymError, match="cannot be made: RuntimeError: no physics"):
+        evaluate_chains(Still(), SOLVED)
+    with pytest.raises(LatentGymError, match="chain_timeout_s positive"):
+        evaluate_chains(Still(), SOLVED, chain_timeout_s=0)
 
 
 def test_other_software_than_the_training_data_had_is_refused(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -73,8 +74,8 @@ def test_bad_choices_are_refused() -> None:
         compare_policies(REACH, Still(), RandomPolicy(), block=0)
 
 
-def test_crashes_are_counted_and_said() -> None:
-    faults = {str(seed): "raise" for seed in rollout_seeds(0, WALK, 20)[:2]}
-    found = compare_policies(WALK, "random", "random", maximum=20, block=10, env_options={"faults": faults})
+def test_crashes_are_counted_and_said(tmp_path: Path) -> None:
+    options = {"faults": {str(seed): "raise" for seed in rollout_seeds(0, WALK, 20)[:2]}, "folder": str(tmp_path)}
+    found = compare_policies(WALK, "random", "random", maximum=20, block=10, env_options=options)
     assert found.crashed == (2, 2) and found.error is not None
     assert "2 episodes of the first and 2 of the second crashed and count as failed: " in found.describe()

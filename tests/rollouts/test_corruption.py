@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -141,11 +142,9 @@ def test_a_mean_drop_of_alike_outcomes_has_a_width() -> None:
         assert mean.low <= value <= mean.high
 
 
-def test_crashes_under_a_corruption_are_counted_and_said() -> None:
-    faults = {"3": "raise", "5": "raise"}
-    report = evaluate_corrupted(
-        WALK, Seeing(), range(6), corruptions=["snow:1", "snow:3"], env_options={"faults": faults, "image_size": 16}
-    )
+def test_crashes_under_a_corruption_are_counted_and_said(tmp_path: Path) -> None:
+    options = {"faults": {"3": "raise", "5": "raise"}, "folder": str(tmp_path), "image_size": 16}
+    report = evaluate_corrupted(WALK, Seeing(), range(6), corruptions=["snow:1", "snow:3"], env_options=options)
     assert [(drop.severity, drop.crashed) for drop in report.drops] == [(1, 2), (3, 2), (None, 4)]
     assert "2 crashed and count as failed" in report.describe()
     assert "2 crashed twice and count as failed, seed 3 first: " in report.clean.describe()

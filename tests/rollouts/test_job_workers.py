@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,14 +18,16 @@ from latentgym.rollouts.job_workers import run_jobs
 Job = tuple[int, str]
 
 
-def open_worker(folder: Path, number: int) -> Callable[[Job], int]:
+def open_worker(folder: Path, number: int) -> Callable[[Job], Any]:
     """Does as a job says, the first time only unless it says always."""
     if (folder / "refuse").exists():
         raise LatentGymError("no such simulator")
+    if (folder / "break").exists():
+        raise ValueError("no such file")
     if (folder / "die").exists():
         os._exit(3)
 
-    def do(job: Job) -> int:
+    def do(job: Job) -> Any:
         index, what = job
         mark = folder / f"{index}"
         if what and (not mark.exists() or "always" in what):
@@ -35,6 +38,8 @@ def open_worker(folder: Path, number: int) -> Callable[[Job], int]:
                 time.sleep(60)
             if "refuse" in what:
                 raise LatentGymError("refused")
+            if "lambda" in what:
+                return lambda: 0
             raise ValueError(what)
         return index * index
 
@@ -71,6 +76,14 @@ def test_clear_errors_end_everything(tmp_path: Path) -> None:
     (tmp_path / "refuse").touch()
     with pytest.raises(LatentGymError, match="no such simulator"):
         run(tmp_path, "", "")
+
+
+def test_what_cannot_be_opened_or_sent_is_named(tmp_path: Path) -> None:
+    found = run(tmp_path, "lambda always", "x" * 2_000_000)
+    assert found[0][0] is None and "pickle" in str(found[0][1])
+    (tmp_path / "break").touch()
+    with pytest.raises(LatentGymError, match="a worker cannot start: ValueError: no such file"):
+        run(tmp_path, "")
 
 
 def test_workers_that_only_die_are_given_up(tmp_path: Path) -> None:

@@ -88,6 +88,7 @@ class Walk(gymnasium.Env[Any, Any]):
         fault, mark = self._faults.get(place, ""), Path(self._folder) / place
         if not fault or (fault.endswith("once") and mark.exists()):
             return
+        assert self._folder, "faults leave marks: give them a folder"
         mark.touch()
         if fault.startswith("kill"):
             os.kill(os.getpid(), signal.SIGKILL)

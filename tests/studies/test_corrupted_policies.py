@@ -84,12 +84,17 @@ def test_crashes_stand_in_rows_of_their_own(tmp_path: Path) -> None:
     plan = SuitePlan(config.suites[0])
     plan.rollouts.append((use, env, policy_seed, clean))
     plan.corrupted.append((use, env, policy_seed, condition, snowy))
+    name, _, _, baseline = next(item for item in full.baselines if item[0] == "random")
+    plan.baselines.append((name, env, policy_seed, baseline))
     ran, crashed = EpisodeRecord(0, True, 5, 5, 0.0).to_dict(), EpisodeRecord.crashed(1, "died").to_dict()
-    for cell, records in ((clean, [ran, ran]), (snowy, [ran, crashed])):
+    for cell, records in ((clean, [ran, ran]), (snowy, [ran, crashed]), (baseline, [crashed] * 2)):
         cell.folder(tmp_path).mkdir(parents=True)
         write_json(cell.folder(tmp_path) / "rollouts.json", {"records": records})
     rows = [row for row in all_rows(plan, [], tmp_path, config) if row.metric == "crashed_rollouts"]
-    assert [(row.encoder, row.condition, row.value, row.n) for row in rows] == [("pixels", "snow:1", 1.0, 2)]
+    assert [(row.encoder, row.family, row.condition, row.value, row.n) for row in rows] == [
+        ("pixels", "pixels", "snow:1", 1.0, 2),
+        ("random policy", "floor", None, 2.0, 2),
+    ]
 
 
 def test_p_values_of_a_task_are_adjusted_together() -> None:

@@ -215,8 +215,10 @@ def test_names_cannot_break_out_of_the_page(tmp_path: Path) -> None:
 def test_crashed_rollouts_are_named(tmp_path: Path) -> None:
     crash = success_row("next_latent", "next_latent", 3, metric="crashed_rollouts", condition="snow:3") | {"value": 3.0}
     page = write_report(write_study(tmp_path, rows=[*study_rows(), crash])).read_text()
-    assert "Rollouts crashed twice and count as failed: 3 of 50 of next latent on Tabletop Reach under snow:3." in page
-    assert "crashed twice" not in write_report(write_study(tmp_path, rows=study_rows())).read_text()
+    assert (
+        "Crashed twice and counted as failed: 3 of 50 rollouts of next latent on Tabletop Reach under snow:3." in page
+    )
+    assert "Crashed twice" not in write_report(write_study(tmp_path, rows=study_rows())).read_text()
 
 
 @pytest.mark.parametrize("cached", [False, True])

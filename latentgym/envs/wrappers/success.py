@@ -18,8 +18,8 @@ class SuccessInfo(gymnasium.Wrapper[Any, Any, Any, Any], RebuiltFromSpec):
     """Puts ``info["is_success"]`` into every reset and step, from the first of ``keys`` that the info holds.
 
     A number counts as success when it is not 0, and so does an empty list of ``"tasks_to_complete"``, by which
-    Gymnasium-Robotics' kitchen says that all is done. Where no key is found the value is ``False``, with one warning:
-    success is never guessed from ``terminated`` or the reward.
+    Gymnasium-Robotics' kitchen says that all is done. Where no key is found the value is ``False``, with one warning
+    at the end of such an episode: success is never guessed from ``terminated`` or the reward.
 
     Args:
         env: any environment.
@@ -30,7 +30,7 @@ class SuccessInfo(gymnasium.Wrapper[Any, Any, Any, Any], RebuiltFromSpec):
         RebuiltFromSpec.__init__(self, keys=list(keys))
         gymnasium.Wrapper.__init__(self, env)
         self._keys = tuple(keys)
-        self._asked = False
+        self._stated = False
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Reset the environment."""
@@ -40,8 +40,8 @@ class SuccessInfo(gymnasium.Wrapper[Any, Any, Any, Any], RebuiltFromSpec):
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """Step the environment."""
         observation, reward, terminated, truncated, info = self.env.step(action)
-        if not self._asked and not {*self._keys, _OPEN_TASKS} & info.keys():
-            self._asked = True
+        self._stated |= bool({*self._keys, _OPEN_TASKS} & info.keys())
+        if (terminated or truncated) and not self._stated:
             _warn_once(self.spec.id if self.spec is not None else str(self.env.unwrapped), self._keys)
         return observation, reward, terminated, truncated, info | {"is_success": self._success(info)}
 

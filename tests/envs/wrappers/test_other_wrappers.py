@@ -152,14 +152,17 @@ class Infos(gymnasium.Env[Any, Any]):
     observation_space = gymnasium.spaces.Box(-1, 1, (1,), np.float32)
     action_space = gymnasium.spaces.Box(-1, 1, (1,), np.float32)
 
-    def __init__(self, info: dict[str, Any]) -> None:
-        self.info = info
+    def __init__(self, *infos: dict[str, Any]) -> None:
+        self.infos = infos
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        self.time = 0
         return np.zeros(1, np.float32), {}
 
     def step(self, action: Any) -> Any:
-        return np.zeros(1, np.float32), 0.0, False, False, dict(self.info)
+        self.time += 1
+        info = dict(self.infos[self.time - 1])
+        return np.zeros(1, np.float32), 0.0, False, self.time == len(self.infos), info
 
 
 @pytest.mark.parametrize(
@@ -183,7 +186,16 @@ def test_success_is_read_from_what_the_info_states(info: dict[str, Any], success
 def test_an_environment_that_states_no_success_is_said_once() -> None:
     with pytest.warns(UserWarning, match="states no success") as said:
         for _ in range(2):
-            env = SuccessInfo(Infos({"distance": 1.0}), keys=["solved"])
+            env = SuccessInfo(Infos({"distance": 1.0}, {"distance": 0.0}), keys=["solved"])
+            env.reset()
             for _ in range(2):
                 assert env.step(np.zeros(1))[4]["is_success"] is False
-    assert len(said) <= 2 and "solved" in str(said[0].message)
+    assert len(said) == 1 and "solved" in str(said[0].message)
+
+
+def test_success_that_is_stated_at_the_end_alone_is_success() -> None:
+    env = SuccessInfo(Infos({"distance": 1.0}, {"success": True}))
+    env.reset()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert [env.step(np.zeros(1))[4]["is_success"] for _ in range(2)] == [False, True]
