@@ -161,7 +161,7 @@ def read_json(path: Path) -> Any:
         CorruptDataError: if the file is missing or is not JSON.
     """
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise CorruptDataError(f"{path} is missing; expected a JSON file") from error
     except (ValueError, OSError) as error:

@@ -178,6 +178,41 @@ def test_each_input_is_probed_with_the_floors_that_take_it(
     assert ("leaving out random on input window" in err) == ("window" in inputs)
 
 
+def test_data_without_cameras_are_probed_from_vectors(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"horizon": 12, "pixels": False}
+    record("latentgym/TabletopReach-v0", tmp_path / "d", episodes=10, random_fraction=0.5, env_options=options)
+    arguments = ["--encoder", "state", "--readout", "ridge", "--horizon", 1, "--no-description-length", "--json"]
+    status, out, err = run(capsys, monkeypatch, "probe", tmp_path / "d", *arguments)
+    assert status == 0, err
+    assert "leaving out pixels: the data were recorded without cameras" in err
+    assert {row["encoder"] for row in json.loads(out)} == {"state", "proprio", "constant", "previous_action"}
+
+
+def test_a_wrong_encoder_is_named_before_the_first_is_probed(
+    recorded: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("something was probed")
+
+    monkeypatch.setattr("latentgym.probes.probe", refuse)
+    monkeypatch.setattr("latentgym.probes.probe_floors", refuse)
+    status, _, err = run(capsys, monkeypatch, "probe", recorded, "--encoder", "pixels", "--encoder", "nope")
+    assert status == 2 and "nope" in err
+
+
+def test_brackets_in_names_are_no_markup(
+    recorded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "a[" / "b]"
+    folder.parent.mkdir()
+    folder.symlink_to(recorded)
+    status, out, err = run(capsys, monkeypatch, "layers", folder, "--encoder", "pixels")
+    assert status == 0, err
+    assert "a[/b]" in out.replace("\n", "")
+
+
 @pytest.mark.parametrize("missing", ["proprio", "state"])
 def test_floors_without_columns_are_left_out(
     missing: str, recorded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from latentgym.errors import LatentGymError
 from latentgym.results import Row
@@ -16,9 +17,10 @@ from latentgym.results import Row
 
 def print_table(title: str, rows: list[dict[str, Any]], columns: list[str]) -> None:
     """The named columns of rows as a table."""
-    table = Table(*columns, title=title, title_justify="left")
+    # As text: square brackets in names are no markup.
+    table = Table(*columns, title=Text(title, style="italic"), title_justify="left")
     for row in rows:
-        table.add_row(*(cell_text(row.get(column)) for column in columns))
+        table.add_row(*(Text(cell_text(row.get(column))) for column in columns))
     Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 

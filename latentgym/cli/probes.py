@@ -63,6 +63,7 @@ def probe(
     features = open_cache(cache)
     dataset = open_data(data, data_option)
     settings: dict[str, Any] = {"split": split_episodes(dataset, seed=split_seed), "horizons": tuple(horizon)}
+    _open_first(encoder)
     rows = list(probe_floors(dataset, **settings))
     results: dict[str, ProbeResult] = {}
     sources = [(name, input) for name in encoder]
@@ -91,6 +92,16 @@ def probe(
     print_rows(str(data), rows, as_json)
 
 
+def _open_first(encoders: Sequence[str]) -> None:
+    """Open every encoder before the first is probed: a wrong name would cost what the others have found."""
+    from latentgym.encoders import load_encoder
+    from latentgym.probes.floors import FITTED_FLOORS, FLOORS
+
+    for name in encoders:
+        if name not in (*FLOORS, *FITTED_FLOORS):
+            load_encoder(name, device="cpu")
+
+
 def _floors(dataset: Dataset, chosen: Sequence[str], inputs: list[str]) -> Iterator[tuple[str, list[str]]]:
     """Floors and references to set beside the encoders chosen, each with the inputs that it can be probed on."""
     from latentgym.encoders import load_encoder
@@ -100,7 +111,11 @@ def _floors(dataset: Dataset, chosen: Sequence[str], inputs: list[str]) -> Itera
     for name in ("random", "pixels", "proprio", "state"):
         if name in chosen:
             continue
-        if columns.get(name) == 0:
+        if name in ("random", "pixels") and not dataset.cameras:
+            print(f"leaving out {name}: the data were recorded without cameras", file=sys.stderr)
+        elif name == "state" and not dataset.uniform_state:
+            print("leaving out state: it is not equally wide in all tasks of the data", file=sys.stderr)
+        elif columns.get(name) == 0:
             print(f"leaving out {name}: the data have no columns of it", file=sys.stderr)
         elif "window" in inputs and load_encoder(name).spec.temporal:
             print(f"leaving out {name} on input window: it reads clips itself", file=sys.stderr)
@@ -143,6 +158,7 @@ def layers(
     if plot is not None:
         check_output(plot, folder=False)
     dataset, rows = open_data(data, data_option), []
+    _open_first(encoder)
     split, features = split_episodes(dataset, seed=split_seed), open_cache(cache)
     for source in encoder:
         rows += probe_layers(dataset, source, split=split, k=horizon, seed=seed, cache=features).rows
@@ -173,6 +189,7 @@ def robustness(
     from latentgym.trajectories import split_episodes
 
     dataset, rows = open_data(data, data_option), []
+    _open_first(encoder)
     split, features = split_episodes(dataset, seed=split_seed), open_cache(cache)
     for source in encoder:
         rows += run_robustness(

@@ -90,15 +90,18 @@ def _targets(settings: ProbeSettings, train: Windows, test: Windows, controls: S
         targets["shuffled"] = (shuffled_actions(train, settings.seed), test.mean)
     if "time_shifted_actions" in controls:
         targets["shifted"] = (time_shifted_actions(train), time_shifted_actions(test))
-    if "control_task" in controls:
+    if "control_task" in controls and settings.dataset.cameras:
         targets["control"] = control_actions(settings.dataset, train, test, settings.cache, settings.seed)
     return targets
 
 
 def _state_targets(settings: ProbeSettings, train: Windows, test: Windows) -> Targets:
-    """The state at the first observation, standardised by the training windows; what never varies there is left out."""
+    """The state at the first observation, standardised by the training windows; what never varies there is left out.
+
+    Nothing where tasks have states of different widths.
+    """
     states = StateRows(settings.dataset)
-    if not states.dim:
+    if not states.dim or not settings.dataset.uniform_state:
         return {}
     fitted, scored = states.at_start(train), states.at_start(test)
     varies = ~constant_columns(fitted)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from latentgym.corruptions import CORRUPTIONS, Mode, corrupt
-from latentgym.errors import LatentGymError, UnknownNameError
+from latentgym.corruptions import CORRUPTIONS, Mode, checked_corruption, corrupt
+from latentgym.errors import LatentGymError
 from latentgym.probes.inverse_dynamics import check_names, open_cache, warn_of_seen_labels
 from latentgym.probes.mlp import MLPProbe
 from latentgym.probes.report import ProbeResult, Scorer, Scores
@@ -93,8 +93,7 @@ def robustness(
     Raises:
         LatentGymError: on unknown options, an encoder that reads no pixels, or what :func:`latentgym.probe` refuses.
     """
-    for condition in conditions:
-        parse_condition(condition)
+    conditions = tuple(dict.fromkeys(map(named_condition, conditions)))
     check_names("stress", stresses, STRESSES)
     check_names("readout", readouts, READOUTS)
     if isinstance(encoder, str):
@@ -133,22 +132,20 @@ def robustness(
     return scorer.result
 
 
-def parse_condition(text: str) -> tuple[str, int]:
-    """Corruption and severity from ``"<corruption>:<severity>"``, or severity 1 from its name alone.
+def named_condition(text: str) -> str:
+    """One name for one corruption at one severity: ``"<corruption>:<severity>"``, or the name where there is only one.
+
+    Severity 3 where none is given, as in closed loop; see :func:`latentgym.corruptions.checked_corruption`.
 
     Raises:
-        LatentGymError: if there is no such corruption or severity.
+        UnknownNameError: if there is no such corruption.
+        LatentGymError: if there is no such severity.
 
-    >>> parse_condition("snow:3")
-    ('snow', 3)
+    >>> named_condition("snow"), named_condition("snow:1"), named_condition("noise_015:1")
+    ('snow:3', 'snow:1', 'noise_015')
     """
-    name, _, severity = text.partition(":")
-    if name not in CORRUPTIONS:
-        raise UnknownNameError("corruption", name, CORRUPTIONS)
-    count = len(CORRUPTIONS[name].severities)
-    if severity and not (severity.isdecimal() and 1 <= int(severity) <= count):
-        raise LatentGymError(f"condition {text!r}: severities of {name!r} are 1 … {count}")
-    return name, int(severity or 1)
+    name, severity = checked_corruption(text)
+    return name if len(CORRUPTIONS[name].severities) == 1 else f"{name}:{severity}"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -201,7 +198,7 @@ class _Run:
         """Features of the test episodes with corrupted frames."""
         from latentgym.encoders.features import View, canonical_view, encode_view
 
-        name, severity = parse_condition(condition)
+        name, severity = checked_corruption(condition)
         encoder, settings = self.settings.encoder, self.settings
         single, clip = {}, {}
         for index, frames in self._observations():

@@ -68,7 +68,8 @@ def disagreements(points: Sequence[LinkPoint], *, seed: int = 0, replicates: int
     """Every final checkpoint under every proxy, the largest disagreement first.
 
     Args:
-        points: points of one study or several; intermediate checkpoints are left out.
+        points: points of one study or several; intermediate checkpoints are left out, and so are places where success
+            does not differ.
         seed: seed of all resampling.
         replicates: number of resamples.
     """
@@ -77,8 +78,9 @@ def disagreements(points: Sequence[LinkPoint], *, seed: int = 0, replicates: int
         drawn_success = _drawn_success(place, there, seed, replicates)
         for proxy in sorted({name for point in there for name in point.proxies}):
             known = [index for index, point in enumerate(there) if np.isfinite(point.proxies.get(proxy, np.nan))]
-            if len(known) > 1:
-                chosen = [there[index] for index in known]
+            chosen = [there[index] for index in known]
+            # Where all succeed equally often, success ranks nobody.
+            if len({float(np.mean(point.success)) for point in chosen}) > 1:
                 drawn = _drawn_proxy(place, chosen, proxy, seed, replicates)
                 found += _ranked(place, chosen, proxy, drawn, drawn_success[:, known])
     return sorted(found, key=lambda item: (-abs(item.gap), not item.clear, item.place, item.proxy, item.encoder))

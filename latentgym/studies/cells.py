@@ -19,6 +19,7 @@ from latentgym.encoders.pretraining import pretrain
 from latentgym.encoders.small import random_small
 from latentgym.envs.calvin import short_chains
 from latentgym.envs.recording import record
+from latentgym.errors import CorruptDataError, LatentGymError
 from latentgym.policies import Policy, load_policy, train_policy
 from latentgym.policies.baselines import ConstantPolicy, ExpertPolicy, RandomPolicy
 from latentgym.policies.convnet import train_convnet_policy
@@ -60,7 +61,11 @@ def open_recorded(folder: Path) -> Dataset:
     if (folder / DATA_NAME).is_file():
         named = read_json(folder / DATA_NAME)
         return open_dataset(named["data"], **named["options"])
-    return open_dataset(folder / "dataset")
+    try:
+        return open_dataset(folder / "dataset")
+    except LatentGymError as error:
+        kind = CorruptDataError if isinstance(error, CorruptDataError) else LatentGymError
+        raise kind(f"{error}; to record it anew, delete {folder} and run the study again") from error
 
 
 def _split_of(dataset: Dataset, seed: int) -> Split:

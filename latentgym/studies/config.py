@@ -24,7 +24,7 @@ from latentgym.envs.behaviours import BEHAVIOURS
 from latentgym.envs.make import check_options
 from latentgym.errors import LatentGymError, UnknownNameError
 from latentgym.probes.inverse_dynamics import CONTROLS, DEFAULT_CONTROLS
-from latentgym.probes.robustness import STRESSES, parse_condition
+from latentgym.probes.robustness import STRESSES, named_condition
 
 ADAPTED_SUFFIX = "+id"
 CONTROL_SUFFIX = f"{ADAPTED_SUFFIX}-control"
@@ -214,6 +214,14 @@ class RobustnessSettings(_Section):
     conditions: tuple[str, ...] = ()
     stresses: tuple[str, ...] = ()
 
+    @field_validator("conditions")
+    @classmethod
+    def _distinct_conditions(cls, conditions: tuple[str, ...]) -> tuple[str, ...]:
+        found = tuple(map(named_condition, conditions))
+        if twice := _twice(found):
+            raise ValueError(f"found twice: {twice}")
+        return found
+
 
 class FidelitySettings(_Section):
     """The equal decoder that measures PSNR."""
@@ -371,10 +379,6 @@ class StudyConfig(_Section):
         for name in self.objectives:
             if name not in OBJECTIVES:
                 raise UnknownNameError("pretraining objective", name, OBJECTIVES)
-        for condition in self.robustness.conditions:
-            parse_condition(condition)
-        if twice := _twice(self.robustness.conditions):
-            raise ValueError(f"robustness.conditions: found twice: {twice}")
         for role, names, known in (
             ("objective to adapt", self.adapt, self.objectives),
             ("control", self.probe.controls, CONTROLS),
@@ -429,7 +433,10 @@ def load_config(source: str | Path) -> StudyConfig:
         if not path.is_file():
             shipped = ", ".join(shipped_studies())
             raise LatentGymError(f"no such study file: {path}; give a TOML file or one of {shipped}")
-        content = path.read_text()
+        try:
+            content = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise LatentGymError(f"{text} cannot be read as UTF-8 text: {error}") from error
     else:
         raise UnknownNameError("study", text, shipped_studies(), hint="(a file's name must end in .toml)")
     try:
@@ -444,7 +451,16 @@ def parse_config(data: dict[str, Any], origin: str) -> StudyConfig:
     try:
         return StudyConfig.model_validate(data)
     except ValidationError as error:
-        problems = "; ".join(_explain(item["loc"], item["type"], item["msg"], item["input"]) for item in error.errors())
+        found = error.errors()
+        # A collection whose members are wrong is then also too short, which is no problem of its own.
+        places = [item["loc"] for item in found]
+        own = [
+            item
+            for item in found
+            if item["type"] != "too_short"
+            or not any(len(place) > len(item["loc"]) and place[: len(item["loc"])] == item["loc"] for place in places)
+        ]
+        problems = "; ".join(_explain(item["loc"], item["type"], item["msg"], item["input"]) for item in own)
         raise LatentGymError(f"{origin}: {problems}") from error
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -221,8 +222,13 @@ def _row_problem(row: Any) -> str:
         return f"is {row!r}, expected an object"
     if missing := sorted(_ROW_FIELDS - row.keys()):
         return f"lacks {', '.join(missing)}"
-    wrong = [name for name in ("value", "low", "high") if not isinstance(row.get(name), int | float | None)]
+    wrong = [name for name in ("value", "low", "high") if not _is_number(row.get(name))]
     return f"has as {wrong[0]} {row[wrong[0]]!r}, expected a number" if wrong else ""
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is a finite number, or ``None`` for an undefined one."""
+    return value is None or (isinstance(value, int | float) and math.isfinite(value))
 
 
 def read_run(path: Path) -> dict[str, Any]:

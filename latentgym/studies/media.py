@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from latentgym.artifacts import read_json
+from latentgym.errors import CorruptDataError
 from latentgym.studies.cells import open_recorded
 from latentgym.studies.plan import SuitePlan
 
@@ -63,10 +65,19 @@ def _reconstructions(plan: SuitePlan, root: Path) -> Iterator[dict[str, str]]:
     """Originals above what the equal decoder makes of the latents."""
     for use, cell in plan.fidelity:
         if use.seed == plan.suite.pretraining_seeds[0]:
-            examples = load_file(cell.folder(root) / "examples.safetensors")["examples"]
+            examples = _read_examples(cell.folder(root))
             picture = np.concatenate([np.concatenate(list(examples[:, row]), axis=1) for row in (0, 1)], axis=0)
             path = _save_picture(picture, root, f"reconstruction-{plan.suite.name}-{use.name}")
             yield {"encoder": use.name, "path": path}
+
+
+def _read_examples(folder: Path) -> NDArray[np.uint8]:
+    path = folder / "examples.safetensors"
+    try:
+        examples: NDArray[np.uint8] = load_file(path)["examples"]
+    except (OSError, KeyError, SafetensorError) as error:
+        raise CorruptDataError(f"{path} is damaged ({error}); delete {folder} and run the study again") from error
+    return examples
 
 
 def _save_picture(picture: NDArray[np.uint8], root: Path, name: str) -> str:

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jinja2
+
 from latentgym.artifacts import atomic_write
 from latentgym.errors import CorruptDataError
 from latentgym.studies import summary
@@ -56,11 +58,11 @@ def write_report(study_dir: Path) -> Path:
     results = read_results(study_dir / "results.json")
     run = read_run(study_dir / "run.json") if (study_dir / "run.json").exists() else {}
     try:
-        context = _context(study_dir, results, run)
-    except (KeyError, TypeError, AttributeError) as error:
+        page = render_page("report.html.j2", _context(study_dir, results, run))
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError, jinja2.UndefinedError) as error:
         raise CorruptDataError(f"{study_dir}: results.json or run.json is damaged ({error!r}); {AGAIN}") from error
     path = study_dir / "report.html"
-    atomic_write(path, render_page("report.html.j2", context))
+    atomic_write(path, page)
     return path
 
 

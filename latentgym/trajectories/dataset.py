@@ -75,6 +75,11 @@ class Dataset(abc.ABC):
         """Hash of one episode's content."""
 
     @property
+    def uniform_state(self) -> bool:
+        """Whether :attr:`Episode.state` is equally wide everywhere; it may not be in data of several tasks."""
+        return True
+
+    @property
     def env_ids(self) -> tuple[str, ...]:
         """Ids of the environments that its episodes stand for, where they are more than :attr:`env_id` says."""
         return (self.env_id,)

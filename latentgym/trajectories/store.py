@@ -13,6 +13,7 @@ See ``docs/storage.md`` for every field.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import shutil
@@ -319,11 +320,12 @@ def _is_partial(entry: Path) -> bool:
 
 def _remove_stale(root: Path) -> None:
     for entry in [*root.iterdir(), *(root / _EPISODES).iterdir()]:
-        if _is_partial(entry) and time.time() - entry.stat().st_mtime > _STALE_S:
-            if entry.is_dir():
-                shutil.rmtree(entry, ignore_errors=True)
-            else:
-                entry.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # its writer has finished it meanwhile
+            if _is_partial(entry) and time.time() - entry.stat().st_mtime > _STALE_S:
+                if entry.is_dir():
+                    shutil.rmtree(entry, ignore_errors=True)
+                else:
+                    entry.unlink(missing_ok=True)
 
 
 def _unfinished(root: Path, header: Header, missing: Sequence[int], count: int) -> str:

@@ -48,6 +48,10 @@ def test_agreement_ties_checkpoints_and_missing_proxies() -> None:
     assert disagreements([*agreeing, extra, early]) == disagreements(agreeing)
 
 
+def test_equal_success_everywhere_ranks_nobody() -> None:
+    assert disagreements(points([0, 0, 0], [0.9, 0.5, 0.4])) == []
+
+
 def with_replicates(replicates: list[list[float]]) -> list[LinkPoint]:
     found = points([10, 50, 90], [0.9, 0.5, 0.4])
     return [

@@ -104,6 +104,7 @@ def test_environment_in_two_suites() -> None:
         (("weights",), {"previous_action": "somewhere"}, "found twice: previous_action"),
         (("weights",), {"vit": "a", "vit-random": "b"}, "found twice: vit-random"),
         (("robustness",), {"conditions": ["snow:1", "snow:1"]}, "found twice: snow:1"),
+        (("robustness",), {"conditions": ["snow", "snow:3"]}, "found twice: snow:3"),
         (("suites", 0, "env_options"), {"image_size": 32}, "image_size is no option of an environment"),
         (("suites", 0, "policies"), {REACH: ["a/final", "b/final"]}, "needs a name of its own, found twice: final"),
         (("suites", 0, "policies"), {REACH: ["a/expert"]}, "found twice: expert"),
@@ -140,3 +141,24 @@ def test_horizons_without_the_default_of_the_mlp() -> None:
     data = quickstart()
     data["probe"] = {"horizons": [2]}
     assert parse_config(data, "mine.toml").probe.horizons == (2,)
+
+
+def test_a_corruption_without_a_severity_is_the_same_offline_and_in_closed_loop() -> None:
+    chosen = ["snow", "blur_11"]
+    config = parse_config(
+        {**quickstart(), "robustness": {"conditions": chosen}, "rollout": {"corruptions": chosen}}, "x"
+    )
+    assert config.robustness.conditions == ("snow:3", "blur_11")
+    assert config.rollout.corruptions == ("snow:3", "blur_11:1")
+
+
+def test_a_file_in_another_encoding_is_one_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "bad.toml").write_bytes(b'name = "\xff"\n')
+    with pytest.raises(LatentGymError, match="cannot be read as UTF-8"):
+        load_config(tmp_path / "bad.toml")
+
+
+def test_a_mistake_inside_a_suite_is_the_only_problem_named() -> None:
+    with pytest.raises(LatentGymError) as raised:
+        parse_config({**quickstart(), "suites": [{"name": "a", "envs": [REACH], "rollouts": -1}]}, "x")
+    assert "rollouts" in str(raised.value) and "at least 1 item" not in str(raised.value)

@@ -248,6 +248,20 @@ def test_figures_hold_one_point_per_encoder_and_run(tmp_path: Path) -> None:
     assert {point["y"]["n"] for point in panels[0]["points"]} == {50}
 
 
+@pytest.mark.parametrize(
+    ("rows", "run"),
+    [
+        ([{**probe_row("a", "a", 0.5), "value": float("nan")}], {}),
+        (study_rows(), {"wall_s": "1"}),
+    ],
+    ids=["nan", "time"],
+)
+def test_damaged_values_are_one_clear_error(tmp_path: Path, rows: list[dict[str, Any]], run: dict[str, Any]) -> None:
+    with pytest.raises(CorruptDataError, match="damaged"):
+        write_report(write_study(tmp_path, run, rows=rows))
+    assert not (tmp_path / "report.html").exists()
+
+
 @pytest.mark.parametrize("content", [None, "{", "[]", '{"schema": 1}'], ids=["missing", "cut", "list", "no rows"])
 def test_results_that_are_none_are_refused(tmp_path: Path, content: str | None) -> None:
     if content is not None:

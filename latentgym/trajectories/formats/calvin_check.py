@@ -15,6 +15,7 @@ from latentgym.trajectories.formats.calvin import CalvinDataset, open_calvin, sa
 from latentgym.trajectories.formats.calvin_annotations import read_task_embeddings
 from latentgym.trajectories.formats.calvin_index import PlayRange, step_number
 from latentgym.trajectories.formats.calvin_steps import Arrays, read_steps
+from latentgym.trajectories.npz import array_names
 
 CHUNK_STEPS = 64
 _SHAPES = {
@@ -86,6 +87,10 @@ class _Check:
 
     def _array_problems(self, arrays: Arrays, play: PlayRange, first: int) -> Iterator[str]:
         file = play.step_file(first)
+        for step in range(first, first + len(next(iter(arrays.values())))):
+            stored, known = set(array_names(play.step_file(step))), set(self._dataset.members)
+            if more := sorted(stored - known):
+                yield f"{play.step_file(step)}: {', '.join(more)} is not in the first step, so that it is not read"
         for name, array in arrays.items():
             found = (array.dtype, array.shape[1:])
             if found != (expected := self._expected.setdefault(name, found)):

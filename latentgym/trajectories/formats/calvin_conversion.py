@@ -106,10 +106,19 @@ def _other_files(dataset: CalvinDataset) -> Iterator[tuple[str, Path]]:
         if play.last > play.first:
             kept.append(play)
     beside = [] if root in covered else [path for path in root.iterdir() if path.is_file()]
-    inside = itertools.chain.from_iterable(folder.rglob("*") for folder in covered)
+    inside = itertools.chain.from_iterable(map(_files_in, covered))
     for path in sorted([*beside, *inside]):
         if path.is_file() and not _is_covered(path, covered.get(path.parent, [])):
             yield path.relative_to(root).as_posix(), path
+
+
+def _files_in(folder: Path) -> Iterator[Path]:
+    """Every file under a folder, symbolic links followed as they are when the data are read, but none in a circle."""
+    seen = set()
+    for place, inner, names in os.walk(folder, followlinks=True):
+        seen.add(os.path.realpath(place))
+        inner[:] = [name for name in inner if os.path.realpath(os.path.join(place, name)) not in seen]
+        yield from (Path(place) / name for name in names)
 
 
 def _is_covered(path: Path, ranges: list[PlayRange]) -> bool:

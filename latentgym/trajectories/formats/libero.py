@@ -30,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentgym.artifacts import content_key
-from latentgym.errors import LatentGymError, UnknownNameError
+from latentgym.errors import CorruptDataError, LatentGymError, UnknownNameError
 from latentgym.seeding import derive_seed
 from latentgym.trajectories.dataset import Dataset
 from latentgym.trajectories.episode import Episode, Provenance
@@ -61,6 +61,8 @@ class LiberoOptions:
     def __post_init__(self) -> None:
         if self.split not in SPLITS:
             raise UnknownNameError("split of HDF5 demonstrations", str(self.split), SPLITS)
+        if self.camera is not None and not isinstance(self.camera, str):
+            raise LatentGymError(f"camera: expected a name, found {self.camera!r}")
 
 
 class LiberoDataset(Dataset):
@@ -86,11 +88,14 @@ class LiberoDataset(Dataset):
         self.files = tuple({demo.file.path: demo.file for demo in self._demos}.values())
         self.tasks = tuple(demo.file.task for demo in self._demos)
         self.env_id = env_id_of(facts.layout, self.tasks)
-        self.action_spec = layout.action_spec(facts.action_size, facts.env_kwargs, str(facts.path))
+        try:
+            self.action_spec = layout.action_spec(facts.action_size, facts.env_kwargs, str(facts.path))
+            self.control_hz = float(facts.env_kwargs.get("control_freq") or layout.CONTROL_HZ)
+        except (TypeError, ValueError) as error:
+            raise CorruptDataError(f"{facts.path}: env_args hold no usable controller or rate: {error}") from error
         self.cameras = _ordered_cameras(facts, options.camera)
         self.extras = tuple(name for name in sorted(facts.shapes) if name not in self.cameras)
         self._proprio = layout.proprio_names({key: (0, *shape) for key, shape in facts.shapes.items()}, facts.layout)
-        self.control_hz = float(facts.env_kwargs.get("control_freq") or layout.CONTROL_HZ)
         self.lengths = np.array([demo.length for demo in self._demos], np.int64)
         self.horizon = int(self.lengths.max())
         self.provenance = Provenance({}, {}, 0, "", "")
@@ -103,6 +108,11 @@ class LiberoDataset(Dataset):
         self.successes = np.array([demo.success for demo in self._demos], np.bool_)
         self.groups = tuple(demo.group for demo in self._demos)
         self.held_out = tuple(demo.held_out for demo in self._demos)
+
+    @property
+    def uniform_state(self) -> bool:
+        """Whether the tasks' scenes have equally many objects."""
+        return len({(facts.shapes.get(_OBJECTS), facts.state_size) for facts in self.files}) == 1
 
     @property
     def env_ids(self) -> tuple[str, ...]:

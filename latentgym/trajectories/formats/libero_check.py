@@ -31,7 +31,6 @@ def check_libero(path: Path, progress: Callable[[int, int], None] | None = None,
     for index in range(len(dataset)):
         try:
             episode = dataset.episode(index, extras=dataset.extras)
-            episode.validate()
             problems += _problems(dataset, episode)
             clipped += (np.abs(episode.action) >= 1).sum(axis=0)
             steps += len(episode)
@@ -44,6 +43,11 @@ def check_libero(path: Path, progress: Callable[[int, int], None] | None = None,
 
 def _problems(dataset: LiberoDataset, episode: Episode) -> Iterator[str]:
     place = f"{episode.info['file']}: {episode.info['demonstration']}"
+    try:
+        episode.validate()
+    except LatentGymError as error:
+        yield f"{place}: {error}"
+        return
     low, high = np.array(dataset.action_spec.low), np.array(dataset.action_spec.high)
     outside = ((episode.action < low - 1e-6) | (episode.action > high + 1e-6)).any(axis=1)
     if outside.any():
@@ -63,6 +67,8 @@ def _notes(dataset: LiberoDataset) -> Iterator[str]:
         count = sum(facts.follows == follows for facts in dataset.files)
         if count:
             yield f"{count} file(s) whose observations {'follow' if follows else 'precede'} the actions of their rows"
+    if not dataset.uniform_state:
+        yield "the state is not equally wide in all tasks, so that it is not probed"
     turned = sum(facts.upside_down for facts in dataset.files)
     yield f"images of {turned} of {len(dataset.files)} file(s) are stored bottom row first, and are read upright"
     failed = int((~dataset.successes).sum())

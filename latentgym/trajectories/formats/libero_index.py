@@ -108,7 +108,7 @@ def open_file(path: Path) -> Iterator[Any]:
             yield file
     except LatentGymError:
         raise
-    except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, KeyError, IndexError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         raise CorruptDataError(f"{path}: damaged, or no demonstrations of LIBERO or robomimic: {error}") from error
 
 

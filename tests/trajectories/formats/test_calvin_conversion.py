@@ -52,6 +52,27 @@ def test_the_round_trip_is_exact(both, tmp_path, segment_steps):
     assert not (back / MARKER).exists()
 
 
+def test_annotations_behind_a_symbolic_link_are_converted_too(both, tmp_path):
+    place = both / "training" / "lang_annotations"
+    elsewhere = place.rename(tmp_path / "elsewhere")
+    place.symlink_to(elsewhere)
+    (elsewhere / "circle").symlink_to(both / "training")
+    convert(both, tmp_path / "native", segment_steps=8)
+    convert(tmp_path / "native", tmp_path / "back", "calvin")
+    (elsewhere / "circle").unlink()
+    for path in elsewhere.rglob("*.npy"):
+        copied = tmp_path / "back" / "training" / "lang_annotations" / path.relative_to(elsewhere)
+        assert copied.read_bytes() == path.read_bytes()
+    assert list(elsewhere.rglob("*.npy"))
+
+
+def test_an_array_that_only_some_steps_hold_is_a_problem(both):
+    path = both / "training" / "episode_0000003.npz"
+    with np.load(path) as arrays:
+        np.savez(path, **arrays, extra=np.zeros(3))
+    assert any("episode_0000003.npz: extra is not in the first step" in problem for problem in check_dataset(both))
+
+
 def test_the_native_data_set_reads_like_the_folder(both, tmp_path):
     convert(both, tmp_path / "native", segment_steps=8)
     native, source = open_dataset(tmp_path / "native"), open_dataset(both, segment_steps=8)

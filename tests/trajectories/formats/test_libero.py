@@ -13,6 +13,7 @@ import pytest
 
 from latentgym.errors import CorruptDataError, LatentGymError
 from latentgym.policies.checkpoint import Training
+from latentgym.probes import probe
 from latentgym.trajectories import check_dataset, inspect_dataset, open_dataset, split_episodes, split_tasks
 from latentgym.trajectories.formats.libero import LiberoDataset
 from latentgym.trajectories.formats.libero_layout import proprio
@@ -309,4 +310,36 @@ def test_files_of_different_kinds_are_not_mixed(tmp_path):
 def test_bad_options_get_one_clear_error(tmp_path, options, message):
     path = write_libero(tmp_path / f"{TASK}_demo.hdf5")
     with pytest.raises(LatentGymError, match=message):
+        open_dataset(path, **options)
+
+
+def test_states_of_different_width_are_left_out_of_probes(tmp_path):
+    """Scenes hold different numbers of objects, so that the simulator's state differs between tasks."""
+    for task, more in (("turn_on_the_stove", 0), ("put_the_bowl_on_the_plate", 2)):
+        path = write_libero(tmp_path / "libero_goal" / f"{task}_demo.hdf5", demos=5)
+        with h5py.File(path, "r+") as file:
+            for demo in file["data"].values():
+                states = demo["states"][()]
+                del demo["states"]
+                demo["states"] = np.concatenate([states, np.zeros((len(states), more))], axis=1)
+    dataset = open_dataset(tmp_path / "libero_goal")
+    assert (
+        not dataset.uniform_state and open_dataset(tmp_path / "libero_goal/turn_on_the_stove_demo.hdf5").uniform_state
+    )
+    report = inspect_dataset(tmp_path / "libero_goal")
+    assert report.problems == [] and any("not equally wide" in note for note in report.notes)
+    rows = probe(dataset, "proprio", horizons=(1,), readouts=("ridge",), replicates=20, folds=2).rows
+    assert "state_r2" not in {row.metric for row in rows} and "action_r2" in {row.metric for row in rows}
+
+
+@pytest.mark.parametrize("options", [{"camera": 3}, {"control_freq": "fast"}])
+def test_values_of_another_kind_are_one_clear_error(tmp_path, options):
+    path = write_libero(tmp_path / "turn_on_the_stove_demo.hdf5")
+    if "control_freq" in options:
+        with h5py.File(path, "r+") as file:
+            arguments = json.loads(file["data"].attrs["env_args"])
+            arguments["env_kwargs"] |= options
+            file["data"].attrs["env_args"] = json.dumps(arguments)
+        options = {}
+    with pytest.raises(LatentGymError, match=r"camera: expected a name|no usable controller or rate"):
         open_dataset(path, **options)
