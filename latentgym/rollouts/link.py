@@ -104,7 +104,7 @@ def link(points: Sequence[LinkPoint], *, seed: int = 0, replicates: int = 2000) 
         Rows by scope, proxy and statistic; per place, then averaged over places where there are several.
 
     Raises:
-        LatentGymError: if there is no point, a point occurs twice, or ``replicates`` is not positive.
+        LatentGymError: if there is no point, a point occurs twice or is none, or ``replicates`` is not positive.
 
     Example:
         >>> outcomes = [[1] * n + [0] * (20 - n) for n in (2, 6, 10, 14, 18)]
@@ -125,6 +125,12 @@ def analyse_link(points: Sequence[LinkPoint], *, seed: int = 0, replicates: int 
         raise LatentGymError(f"link: replicates must be at least 1, found {replicates}")
     if not points:
         raise LatentGymError("link: expected points to compare, found none; name a study that rolled out policies")
+    strange = [type(point).__name__ for point in points if not isinstance(point, LinkPoint)]
+    if strange:
+        raise LatentGymError(
+            f"link: expected LinkPoints, found {strange[0]}; latentgym.rollouts.read_points opens a study's "
+            "link_points.json, and link_studies takes folders"
+        )
     keys = Counter((point.study, point.env, point.encoder, point.seed, point.checkpoint) for point in points)
     twice = sorted(str(key) for key, count in keys.items() if count > 1)
     if twice:

@@ -4,6 +4,7 @@ import dataclasses
 import math
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -477,3 +478,9 @@ def test_bad_points() -> None:
     point = study(0, strength=1.0)[0]
     with pytest.raises(LatentGymError, match="more than once"):
         link([point, point])
+
+
+@pytest.mark.parametrize("wrong", ["runs/mine/link_points.json", [{"env": "e"}]])
+def test_what_are_no_points_is_said(wrong: Any) -> None:
+    with pytest.raises(LatentGymError, match=r"expected LinkPoints, found (str|dict); .*read_points"):
+        link(wrong)
