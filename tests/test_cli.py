@@ -202,6 +202,23 @@ def test_a_wrong_encoder_is_named_before_the_first_is_probed(
     assert status == 2 and "nope" in err
 
 
+@pytest.mark.parametrize(
+    ("verb", "wrong", "words"),
+    [("layers", "constant", "unknown encoder 'constant'"), ("robustness", "state", "reads no pixels to corrupt")],
+)
+def test_encoders_that_a_verb_cannot_take_are_named_first(
+    verb: str, wrong: str, words: str, recorded: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("something was probed")
+
+    for name in ("probe_layers", "robustness"):
+        monkeypatch.setattr(f"latentgym.probes.{name}", refuse)
+    status, _, err = run(capsys, monkeypatch, verb, recorded, "--encoder", "pixels", "--encoder", wrong)
+    assert status == 2 and words in err
+
+
 def test_brackets_in_names_are_no_markup(
     recorded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -24,6 +24,7 @@ from latentgym.cli.arguments import (
     open_data,
 )
 from latentgym.cli.printing import print_rows
+from latentgym.errors import LatentGymError
 
 if TYPE_CHECKING:
     from latentgym.probes import ProbeResult
@@ -63,7 +64,7 @@ def probe(
     features = open_cache(cache)
     dataset = open_data(data, data_option)
     settings: dict[str, Any] = {"split": split_episodes(dataset, seed=split_seed), "horizons": tuple(horizon)}
-    _open_first(encoder)
+    _open_first(encoder, floors=True)
     rows = list(probe_floors(dataset, **settings))
     results: dict[str, ProbeResult] = {}
     sources = [(name, input) for name in encoder]
@@ -92,14 +93,22 @@ def probe(
     print_rows(str(data), rows, as_json)
 
 
-def _open_first(encoders: Sequence[str]) -> None:
-    """Open every encoder before the first is probed: a wrong name would cost what the others have found."""
+def _open_first(encoders: Sequence[str], *, floors: bool = False, pixels: bool = False) -> None:
+    """Open every encoder before the first is probed: a wrong one would cost what the others have found.
+
+    Args:
+        encoders: their sources.
+        floors: whether floors that have no encoder may be among them.
+        pixels: whether they must read frames.
+    """
     from latentgym.encoders import load_encoder
     from latentgym.probes.floors import FITTED_FLOORS, FLOORS
 
-    for name in encoders:
-        if name not in (*FLOORS, *FITTED_FLOORS):
-            load_encoder(name, device="cpu")
+    for name in encoders if len(encoders) > 1 else ():
+        if not floors or name not in (*FLOORS, *FITTED_FLOORS):
+            spec = load_encoder(name, device="cpu").spec
+            if pixels and spec.modality != "pixels":
+                raise LatentGymError(f"encoder {spec.name!r} reads no pixels to corrupt; choose one that does")
 
 
 def _floors(dataset: Dataset, chosen: Sequence[str], inputs: list[str]) -> Iterator[tuple[str, list[str]]]:
@@ -172,7 +181,7 @@ def robustness(
     data: Data,
     encoder: Encoders,
     condition: Annotated[
-        list[str] | None, typer.Option(help="Corruption and severity, such as snow:3; repeatable.")
+        list[str] | None, typer.Option(help="Corruption and severity (3 by default), such as snow:3; repeatable.")
     ] = None,
     readout: Annotated[list[str], typer.Option(help="ridge or mlp; repeatable.")] = ["ridge"],  # noqa: B006
     per_frame: Annotated[bool, typer.Option("--per-frame", help="Draw noise anew for every frame.")] = False,
@@ -189,7 +198,7 @@ def robustness(
     from latentgym.trajectories import split_episodes
 
     dataset, rows = open_data(data, data_option), []
-    _open_first(encoder)
+    _open_first(encoder, pixels=True)
     split, features = split_episodes(dataset, seed=split_seed), open_cache(cache)
     for source in encoder:
         rows += run_robustness(

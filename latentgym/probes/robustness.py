@@ -76,7 +76,7 @@ def robustness(
         encoder: an encoder, or the source of one.
         split: episodes of each part; :func:`latentgym.trajectories.split_episodes` with ``seed`` by default.
         k: horizon.
-        conditions: ``"<corruption>:<severity>"``, or the corruption alone for severity 1; see
+        conditions: ``"<corruption>:<severity>"``, or the corruption alone for severity 3 or the only one; see
             :data:`latentgym.corruptions.CORRUPTIONS`.
         stresses: of ``"shuffle"``, ``"reverse"``, ``"freeze"``.
         readouts: of ``"ridge"`` and ``"mlp"``, fitted on clean pairs in the encoder's default pooling.

@@ -189,8 +189,8 @@ def evaluate_chains(
         progress: called with (chains done, chains in all).
 
     Raises:
-        LatentGymError: on invalid arguments, a policy that does not fit CALVIN or fails, other software where that is
-            refused, or workers that keep dying.
+        LatentGymError: on invalid arguments, a policy that does not fit CALVIN or fails, an environment that cannot be
+            made, other software where that is refused, or workers that keep dying.
     """
     listed = _checked_chains(chains)
     if workers < 1 or steps_per_instruction < 1 or not chain_timeout_s > 0:
@@ -265,8 +265,7 @@ class _ChainRunner:
     def __init__(self, setting: _Setting, policy: Policy) -> None:
         self._setting, self._policy = setting, policy
         options = {"pixels": policy.needs_pixels, **setting.env_options, "horizon": setting.steps}
-        with _blamed("CALVIN's environment cannot be made"):
-            self._env: gymnasium.Env[Any, Any] = make_env(CHAINS_ENV, **options)
+        self._env: gymnasium.Env[Any, Any] = make_env(CHAINS_ENV, **options)
         self._inner: Any = self._env.unwrapped
         self.renderer: str | None = contract_of(self._env).settings.get("renderer")
         try:
@@ -382,11 +381,15 @@ class _Runners:
     def __init__(self, setting: _Setting, policy: Policy) -> None:
         self._setting, self._policy = setting, policy
         self._runner: _ChainRunner | None = None
+        self._tried = False
 
     def run(self, chain: _Numbered) -> _Result:
         """Run one chain; whatever the simulator raises comes through."""
         if self._runner is None:
-            self._runner = _ChainRunner(self._setting, self._policy)
+            # One that cannot be made at all ends the evaluation, one that cannot be made again costs the chain.
+            first, self._tried = not self._tried, True
+            with _blamed("CALVIN's environment cannot be made") if first else contextlib.nullcontext():
+                self._runner = _ChainRunner(self._setting, self._policy)
             self._setting = dataclasses.replace(self._setting, software="ignore")  # it has been said
         try:
             return self._runner.run(chain), self._runner.renderer

@@ -25,13 +25,12 @@ Do = Callable[[Any], Any]
 
 @dataclasses.dataclass(eq=False)
 class _Worker:
-    """A process, the job that it has or gets as soon as it is ready, and since when."""
+    """A process, the job that it has or gets as soon as it is ready, and since when it has started or had it."""
 
     process: Any
     connection: Any
     job: int
     since: float
-    ready: bool = False
 
     def kill(self) -> str:
         """End the process and say how it ended."""
@@ -52,7 +51,7 @@ def run_jobs(
         open_worker: called once in each worker with its number; does a job. It is pickled itself. A ``LatentGymError``
             of either ends everything, another exception is the job's.
         workers: number of processes.
-        timeout_s: seconds that a job may take, the start of its worker included.
+        timeout_s: seconds that the start of a worker may take, and then each of its jobs.
 
     Yields:
         The job's number, its result (``None`` without one), and why it failed :data:`ATTEMPTS` times, if it did; in the
@@ -72,7 +71,6 @@ def run_jobs(
             for number, job, message in _news(live, timeout_s):
                 kind, found = message
                 if kind == "ready":
-                    live[number].ready = True
                     _give(live[number], job, jobs)
                     continue
                 if kind == "error":

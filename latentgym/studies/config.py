@@ -207,7 +207,7 @@ class ProbeSettings(_Section):
 class RobustnessSettings(_Section):
     """What final checkpoints are scored under; nothing by default.
 
-    ``conditions`` are corruptions of test clips, such as ``"noise_015"``; ``stresses`` of
+    ``conditions`` are corruptions of test clips, such as ``"snow:1"``, or ``"snow"`` for severity 3; ``stresses`` of
     :data:`latentgym.probes.robustness.STRESSES` change the order of their frames.
     """
 

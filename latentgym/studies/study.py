@@ -136,7 +136,7 @@ def _preflight(config: StudyConfig) -> tuple[StudyConfig, dict[str, str]]:
         of each outside encoder and of its random-weight twin.
     """
     suites = []
-    for suite in map(_with_data, config.suites):
+    for suite in (_with_data(suite, config.references) for suite in config.suites):
         try:
             if suite.data and not suite.rollouts:
                 suites.append(suite)
@@ -185,7 +185,7 @@ def _open_loaded(entry: LoadedEncoder, wanted: int | None) -> Encoder:
         return encoder
 
 
-def _with_data(suite: Suite) -> Suite:
+def _with_data(suite: Suite, references: Sequence[str]) -> Suite:
     """A suite of given data stands for the environment that they were recorded in, if there is one."""
     if not suite.data:
         return suite
@@ -193,7 +193,12 @@ def _with_data(suite: Suite) -> Suite:
     # The renderer is the data's own where that can be had.
     options = {name: value for name, value in suite.env_options.items() if name != "renderer"}
     changes: dict[str, Any] = {"envs": (dataset.env_id,), "env_options": options}
-    if suite.rollouts and "/" not in dataset.env_id:
+    if "state" in references and not dataset.uniform_state:
+        raise LatentGymError(
+            f"suite {suite.name!r}: the state is not equally wide in all tasks of {suite.data}, so that it cannot be "
+            'probed; leave it out: references = ["proprio"]'
+        )
+    if suite.rollouts and "data_set" in dataset.settings and "/" not in dataset.env_id:
         warnings.warn(
             f"suite {suite.name!r}: {suite.data} holds several scenes ({dataset.env_id}), which are no one environment "
             "to roll out in; its rollouts are left out",

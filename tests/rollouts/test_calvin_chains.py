@@ -142,6 +142,20 @@ def test_a_chain_whose_simulator_fails_twice_is_reported() -> None:
     assert found.success_at[0].trials == 2 and "turn_on_led" not in found.tasks
 
 
+def test_an_environment_that_cannot_be_made_again_costs_the_chain(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Any] = []
+
+    def make(*args: Any, **options: Any) -> Any:
+        made.append(None)
+        if len(made) == 2:
+            raise OSError("no context right now")
+        return make_env(*args, **options)
+
+    monkeypatch.setattr("latentgym.rollouts.calvin_chains.make_env", make)
+    lost, kept = evaluate_chains(Wrecker(3), SOLVED, steps_per_instruction=6).records
+    assert lost.error == "OSError: no context right now" and kept.error is None
+
+
 @pytest.mark.parametrize("where", ["bind", "reset", "act"])
 def test_a_policy_that_fails_ends_the_evaluation(where: str) -> None:
     def fail(*_: Any, **__: Any) -> None:

@@ -48,7 +48,11 @@ def check_calvin(path: Path, progress: Callable[[int, int], None] | None = None,
             done += last - first + 1
             if progress is not None:
                 progress(done, total)
-    return CheckReport([*check.problems, *_embedding_problems(dataset)], _notes(dataset, check))
+    unread = [
+        f"{files[0]}: {name} is not in the first step, so that it is not read (in {len(files)} steps)"
+        for name, files in sorted(check.unread.items())
+    ]
+    return CheckReport([*check.problems, *unread, *_embedding_problems(dataset)], _notes(dataset, check))
 
 
 class _Check:
@@ -58,6 +62,7 @@ class _Check:
         problems: everything that is wrong.
         clipped: ``(7,)`` number of clipped relative actions.
         steps: number of sound steps.
+        unread: files of steps with an array that the first step lacks, by its name.
     """
 
     def __init__(self, dataset: CalvinDataset) -> None:
@@ -65,6 +70,7 @@ class _Check:
         self.clipped = np.zeros(7)
         self.steps = 0
         self._dataset = dataset
+        self.unread: dict[str, list[str]] = {}
         self._expected: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {}
 
     def read(self, play: PlayRange, first: int, last: int) -> None:
@@ -79,6 +85,9 @@ class _Check:
             self.read(play, first, middle)
             self.read(play, middle + 1, last)
             return
+        for step in range(first, last + 1):
+            for name in array_names(play.step_file(step)).keys() - set(self._dataset.members):
+                self.unread.setdefault(name, []).append(str(play.step_file(step)))
         found = [*self._array_problems(arrays, play, first)]
         self.problems += found
         if not found:
@@ -87,10 +96,6 @@ class _Check:
 
     def _array_problems(self, arrays: Arrays, play: PlayRange, first: int) -> Iterator[str]:
         file = play.step_file(first)
-        for step in range(first, first + len(next(iter(arrays.values())))):
-            stored, known = set(array_names(play.step_file(step))), set(self._dataset.members)
-            if more := sorted(stored - known):
-                yield f"{play.step_file(step)}: {', '.join(more)} is not in the first step, so that it is not read"
         for name, array in arrays.items():
             found = (array.dtype, array.shape[1:])
             if found != (expected := self._expected.setdefault(name, found)):

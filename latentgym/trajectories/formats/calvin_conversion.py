@@ -112,13 +112,14 @@ def _other_files(dataset: CalvinDataset) -> Iterator[tuple[str, Path]]:
             yield path.relative_to(root).as_posix(), path
 
 
-def _files_in(folder: Path) -> Iterator[Path]:
+def _files_in(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
     """Every file under a folder, symbolic links followed as they are when the data are read, but none in a circle."""
-    seen = set()
-    for place, inner, names in os.walk(folder, followlinks=True):
-        seen.add(os.path.realpath(place))
-        inner[:] = [name for name in inner if os.path.realpath(os.path.join(place, name)) not in seen]
-        yield from (Path(place) / name for name in names)
+    path = (*above, os.path.realpath(folder))
+    for entry in sorted(folder.iterdir()):
+        if not entry.is_dir():
+            yield entry
+        elif os.path.realpath(entry) not in path:
+            yield from _files_in(entry, path)
 
 
 def _is_covered(path: Path, ranges: list[PlayRange]) -> bool:

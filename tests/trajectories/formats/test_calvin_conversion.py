@@ -57,13 +57,18 @@ def test_annotations_behind_a_symbolic_link_are_converted_too(both, tmp_path):
     elsewhere = place.rename(tmp_path / "elsewhere")
     place.symlink_to(elsewhere)
     (elsewhere / "circle").symlink_to(both / "training")
+    (elsewhere / "inner").mkdir()
+    (elsewhere / "inner" / "more.txt").write_text("more")
+    (place.parent / "alias").symlink_to(elsewhere)
     convert(both, tmp_path / "native", segment_steps=8)
     convert(tmp_path / "native", tmp_path / "back", "calvin")
     (elsewhere / "circle").unlink()
-    for path in elsewhere.rglob("*.npy"):
-        copied = tmp_path / "back" / "training" / "lang_annotations" / path.relative_to(elsewhere)
-        assert copied.read_bytes() == path.read_bytes()
-    assert list(elsewhere.rglob("*.npy"))
+    held = [path for path in elsewhere.rglob("*") if path.is_file()]
+    assert {path.name for path in held} >= {"auto_lang_ann.npy", "more.txt"}
+    for path in held:
+        for name in ("lang_annotations", "alias"):
+            copied = tmp_path / "back" / "training" / name / path.relative_to(elsewhere)
+            assert copied.read_bytes() == path.read_bytes()
 
 
 def test_an_array_that_only_some_steps_hold_is_a_problem(both):

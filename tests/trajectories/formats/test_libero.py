@@ -14,6 +14,8 @@ import pytest
 from latentgym.errors import CorruptDataError, LatentGymError
 from latentgym.policies.checkpoint import Training
 from latentgym.probes import probe
+from latentgym.studies.config import parse_config
+from latentgym.studies.study import run_study
 from latentgym.trajectories import check_dataset, inspect_dataset, open_dataset, split_episodes, split_tasks
 from latentgym.trajectories.formats.libero import LiberoDataset
 from latentgym.trajectories.formats.libero_layout import proprio
@@ -330,6 +332,15 @@ def test_states_of_different_width_are_left_out_of_probes(tmp_path):
     assert report.problems == [] and any("not equally wide" in note for note in report.notes)
     rows = probe(dataset, "proprio", horizons=(1,), readouts=("ridge",), replicates=20, folds=2).rows
     assert "state_r2" not in {row.metric for row in rows} and "action_r2" in {row.metric for row in rows}
+    suite = {
+        "name": "libero",
+        "envs": ["latentgym/TabletopReach-v0"],
+        "data": str(tmp_path / "libero_goal"),
+        "rollouts": 0,
+    }
+    study = {"name": "uneven", "objectives": ["pixel_autoencoder"], "suites": [suite]}
+    with pytest.raises(LatentGymError, match=r'not equally wide .* references = \["proprio"\]'):
+        run_study(parse_config(study, "uneven"), tmp_path / "out")
 
 
 @pytest.mark.parametrize("options", [{"camera": 3}, {"control_freq": "fast"}])
