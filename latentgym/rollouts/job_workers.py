@@ -5,14 +5,15 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
-import multiprocessing
 import multiprocessing.connection
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 from latentgym.errors import LatentGymError
+from latentgym.rollouts.processes import process_context
 from latentgym.workers import follow_parent
 
 ATTEMPTS = 2
@@ -101,9 +102,9 @@ def run_jobs(
 
 
 def _start(open_worker: Callable[[int], Do], number: int, job: int) -> _Worker:
-    context = multiprocessing.get_context("spawn")  # GL contexts do not survive a fork
+    context = process_context()
     ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs, open_worker, number), daemon=True)
+    process = context.Process(target=_serve, args=(theirs, open_worker, number, dict(os.environ)), daemon=True)
     process.start()
     theirs.close()
     return _Worker(process, ours, job, time.monotonic())
@@ -133,9 +134,10 @@ def _news(live: dict[int, _Worker], timeout_s: float) -> list[tuple[int, int, tu
     return news
 
 
-def _serve(connection: Any, open_worker: Callable[[int], Do], number: int) -> None:
+def _serve(connection: Any, open_worker: Callable[[int], Do], number: int, environment: dict[str, str]) -> None:
     """The target of a worker process."""
     follow_parent()
+    os.environ.update(environment)  # the server that forks workers knows the one that it was started with
     try:
         try:
             do = open_worker(number)

@@ -20,7 +20,7 @@ _CLOSE_S = 10.0
 
 
 @functools.cache
-def _context() -> Any:
+def process_context() -> Any:
     """How workers start: GL contexts and threads do not survive a fork, so from a clean server or from nothing."""
     if sys.platform != "linux":
         return multiprocessing.get_context("spawn")
@@ -45,8 +45,8 @@ class Worker:
         self.greeted, self.queued = False, 0
         self.asked_at = time.monotonic()
         self.connection: Connection
-        self.connection, theirs = _context().Pipe()
-        self._process = _context().Process(target=work, args=(theirs, setting, index, slots), daemon=True)
+        self.connection, theirs = process_context().Pipe()
+        self._process = process_context().Process(target=work, args=(theirs, setting, index, slots), daemon=True)
         try:
             self._process.start()
         except (OSError, AttributeError, TypeError, ValueError) as error:  # the latter: what cannot be pickled

@@ -67,7 +67,7 @@ def test_jobs_that_fail_twice_are_reported(tmp_path: Path) -> None:
 
 
 def test_a_hung_worker_is_stopped_and_its_job_repeated(tmp_path: Path) -> None:
-    assert run(tmp_path, "hang", "", timeout_s=20.0) == {0: (0, None), 1: (1, None)}
+    assert run(tmp_path, "hang", "", timeout_s=12.0) == {0: (0, None), 1: (1, None)}
 
 
 def test_clear_errors_end_everything(tmp_path: Path) -> None:
