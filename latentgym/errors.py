@@ -34,6 +34,11 @@ class CorruptDataError(LatentGymError):
     """A file on disk is truncated, altered or not of the expected format."""
 
 
+def rephrased(error: LatentGymError, text: str) -> LatentGymError:
+    """An error that says more than ``error``; damage stays damage."""
+    return CorruptDataError(text) if isinstance(error, CorruptDataError) else LatentGymError(text)
+
+
 def require(module: str, extra: str) -> ModuleType:
     """Import ``module`` or raise an error that names the extra to install.
 

@@ -32,7 +32,7 @@ from latentgym.encoders.frozen import weights_digest
 from latentgym.encoders.published_files import find_checkpoint
 from latentgym.encoders.small import RECORD_NAME, WEIGHTS_NAME, SmallEncoder, save_small_encoder, weights_digest_of
 from latentgym.encoders.trunk import initialise
-from latentgym.errors import CorruptDataError, LatentGymError
+from latentgym.errors import CorruptDataError, LatentGymError, rephrased
 
 FORMAT = "latentgym-adapted-encoder"
 BASE_NAME = "base"
@@ -260,8 +260,7 @@ def _open_base(folder: Path, recorded: Mapping[str, Any], arm: str) -> Encoder:
             dtype="float32",
         )
     except LatentGymError as error:
-        kind = CorruptDataError if isinstance(error, CorruptDataError) else LatentGymError
-        raise kind(f"{folder} adapts the encoder {source}, which cannot be opened: {error}") from error
+        raise rephrased(error, f"{folder} adapts the encoder {source}, which cannot be opened: {error}") from error
     if files is None and arm == "adapter" and base.spec.weights_digest != recorded["weights_digest"]:
         raise LatentGymError(f"{folder} adapts the encoder {source}, whose weights have changed since; adapt it again")
     return base

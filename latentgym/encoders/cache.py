@@ -28,7 +28,7 @@ from safetensors.numpy import save
 from latentgym.artifacts import atomic_write, content_key, read_json, write_json
 from latentgym.encoders.contract import Encoder, EncoderSpec
 from latentgym.encoders.features import View, canonical_view, encode_episodes_layers, encode_view, row_count
-from latentgym.errors import CorruptDataError, LatentGymError
+from latentgym.errors import CorruptDataError, LatentGymError, rephrased
 
 if TYPE_CHECKING:
     from latentgym.trajectories.store import Dataset
@@ -307,8 +307,7 @@ def _encode(
             yield rows
             done += 1
     except LatentGymError as error:
-        kind = CorruptDataError if isinstance(error, CorruptDataError) else LatentGymError
-        raise kind(f"{dataset.path}, from episode {episodes[done]} on: {error}") from error
+        raise rephrased(error, f"{dataset.path}, from episode {episodes[done]} on: {error}") from error
 
 
 def _observations(dataset: Dataset, encoder: Encoder, index: int) -> NDArray[Any]:

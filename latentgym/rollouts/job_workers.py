@@ -13,12 +13,12 @@ from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 from latentgym.errors import LatentGymError
-from latentgym.rollouts.processes import process_context
+from latentgym.rollouts.processes import end, process_context
 from latentgym.workers import follow_parent
 
 ATTEMPTS = 2
 """How often a job is tried."""
-# A process that never did a job must not be started for ever.
+# So often in a row, and once more for every worker, a process may die without having done a job.
 _BARREN = 6
 
 Do = Callable[[Any], Any]
@@ -35,11 +35,7 @@ class _Worker:
 
     def kill(self) -> str:
         """End the process and say how it ended."""
-        self.process.kill()
-        self.process.join()
-        self.connection.close()
-        code = self.process.exitcode
-        return f"by signal {-code}" if code is not None and code < 0 else f"with exit status {code}"
+        return end(self.process, self.connection)
 
 
 def run_jobs(

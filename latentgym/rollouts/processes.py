@@ -29,6 +29,15 @@ def process_context() -> Any:
     return context
 
 
+def end(process: Any, connection: Connection) -> str:
+    """End a process, if it is not dead yet, and the connection to it; say how it ended."""
+    process.kill()
+    process.join()
+    connection.close()
+    code = process.exitcode
+    return f"by signal {-code}" if code is not None and code < 0 else f"with exit status {code}"
+
+
 class Worker:
     """One worker process.
 
@@ -67,11 +76,7 @@ class Worker:
 
     def kill(self) -> str:
         """End the process, if it is not dead yet; say how it ended."""
-        self._process.kill()
-        self._process.join()
-        self.connection.close()
-        code = self._process.exitcode
-        return f"by signal {-code}" if code is not None and code < 0 else f"with exit status {code}"
+        return end(self._process, self.connection)
 
     def close(self) -> float:
         """Let the process finish and end; its CPU-seconds, 0 if it does not say."""

@@ -19,7 +19,7 @@ from latentgym.encoders.pretraining import pretrain
 from latentgym.encoders.small import random_small
 from latentgym.envs.calvin import short_chains
 from latentgym.envs.recording import record
-from latentgym.errors import CorruptDataError, LatentGymError
+from latentgym.errors import LatentGymError, rephrased
 from latentgym.policies import Policy, load_policy, train_policy
 from latentgym.policies.baselines import ConstantPolicy, ExpertPolicy, RandomPolicy
 from latentgym.policies.convnet import train_convnet_policy
@@ -64,8 +64,7 @@ def open_recorded(folder: Path) -> Dataset:
     try:
         return open_dataset(folder / "dataset")
     except LatentGymError as error:
-        kind = CorruptDataError if isinstance(error, CorruptDataError) else LatentGymError
-        raise kind(f"{error}; to record it anew, delete {folder} and run the study again") from error
+        raise rephrased(error, f"{error}; to record it anew, delete {folder} and run the study again") from error
 
 
 def _split_of(dataset: Dataset, seed: int) -> Split:
